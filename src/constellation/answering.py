@@ -1,0 +1,53 @@
+"""Ask a model the questions of a store: the one path that validation, evaluation and the bundle share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from constellation.journeys.batch import Gatherer
+from constellation.journeys.sampling import PredictionBatches
+from constellation.journeys.windows import Queries
+from constellation.model import JourneyModel
+
+
+def answer(
+    model: JourneyModel,
+    gatherer: Gatherer,
+    queries: Queries,
+    levels: np.ndarray | tuple[float, ...],
+    *,
+    max_tokens: int = 32_768,
+    max_journeys: int = 1024,
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Rows of ``queries`` and the model's answers to them, batch by batch, so that memory stays bounded.
+
+    Names and shapes of the answers are those of ``Predictions`` in docs/design.md; ``levels`` [L] lie in (0, 1).
+    The model is used in evaluation mode on the device it is on, and left in the mode it was in.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    levels_L = torch.as_tensor(np.asarray(levels), dtype=torch.float32, device=device)
+    model.eval()
+    try:
+        batches = PredictionBatches(gatherer, queries, max_tokens=max_tokens, max_journeys=max_journeys, targets=False)
+        for batch, rows in batches:
+            with torch.inference_mode():
+                answers = model.predict(batch.to(device), levels_L)
+            yield rows, {name: values.float().cpu().numpy() for name, values in answers.items()}
+    finally:
+        model.train(was_training)
+
+
+def answer_all(
+    model: JourneyModel, gatherer: Gatherer, queries: Queries, levels: np.ndarray | tuple[float, ...], **limits: int
+) -> dict[str, np.ndarray]:
+    """All answers at once, in the order of ``queries``; for as many questions as fit in memory."""
+    whole: dict[str, np.ndarray] = {}
+    for rows, answers in answer(model, gatherer, queries, levels, **limits):
+        for name, values in answers.items():
+            if name not in whole:
+                whole[name] = np.empty((len(queries), *values.shape[1:]), dtype=values.dtype)
+            whole[name][rows] = values
+    return whole

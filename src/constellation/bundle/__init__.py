@@ -1,0 +1,6 @@
+"""What production receives: a folder of plain files, a table in, a table out."""
+
+from constellation.bundle.bundle import Bundle
+from constellation.bundle.files import locate
+
+__all__ = ["Bundle", "locate"]

@@ -1,0 +1,94 @@
+"""An event becomes a vector: the sum of the embeddings of its fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from constellation.journeys.batch import JourneyBatch
+    from constellation.journeys.vocabulary import Vocabulary
+
+EMBEDDING_STD = 0.02
+"""A small start learns several times faster here than Xavier's (SASRec on ml-1m, full softmax)."""
+
+ELAPSED_SCALES_DAYS = (1.0, 7.0, 30.0)
+NUM_WEEKDAYS, NUM_HOURS = 7, 24
+
+
+class EventEmbedding(nn.Module):
+    """``JourneyBatch -> events_ND`` on the ragged rows; no value of one event depends on another event's fields.
+
+    All codes (categories, list values, bins of numbers, weekday, hour, first event) share one table with an offset per
+    field, so that the single-valued fields are one ``embedding_bag``; a list adds the sum of its values. Numbers enter
+    twice: as quantile bin and as scaled signed log. Elapsed time enters as log days and as decays of 1, 7 and 30 days.
+    A sum, with nothing non-linear inside, so that an order-blind encoder above it is truly blind to order.
+    """
+
+    start_F: Tensor
+    elapsed_scales: Tensor
+    numeric_low: Tensor
+    numeric_high: Tensor
+    numeric_mean: Tensor
+    numeric_std: Tensor
+
+    def __init__(self, vocabulary: Vocabulary, width: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width = width
+        self.categorical, self.lists, self.numeric = vocabulary.categorical, vocabulary.lists, vocabulary.numeric
+        sizes = {name: vocabulary.num_codes(name) for name in (*self.categorical, *self.lists)}
+        sizes |= {f"bin of {name}": vocabulary.num_bins(name) for name in self.numeric}
+        sizes |= {"its weekday": NUM_WEEKDAYS, "its hour": NUM_HOURS, "is first": 2}
+        self.start_of: dict[str, int] = {}
+        total = 0
+        for field, size in sizes.items():
+            self.start_of[field] = total
+            total += size
+        single = [
+            *self.categorical,
+            *(f"bin of {name}" for name in self.numeric),
+            "its weekday",
+            "its hour",
+            "is first",
+        ]
+        self.register_buffer("start_F", torch.tensor([self.start_of[field] for field in single]), persistent=False)
+        scalers = [vocabulary.numeric_scaler[name] for name in self.numeric]
+        for part in ("low", "high", "mean", "std"):
+            values = [float(getattr(scaler, part)[0]) for scaler in scalers]
+            self.register_buffer(f"numeric_{part}", torch.tensor(values, dtype=torch.float32), persistent=False)
+        self.register_buffer("elapsed_scales", torch.tensor(ELAPSED_SCALES_DAYS), persistent=False)
+        self.table = nn.Embedding(total, width)
+        self.amounts = nn.Linear(len(self.numeric) + 1 + len(ELAPSED_SCALES_DAYS), width)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.table.weight, std=EMBEDDING_STD)
+        # The same small start, or the numbers would drown the categories.
+        nn.init.normal_(self.amounts.weight, std=EMBEDDING_STD)
+        nn.init.zeros_(self.amounts.bias)
+
+    def forward(self, batch: JourneyBatch) -> Tensor:
+        """Event vectors [N, width]."""
+        single = [batch.categorical[name] for name in self.categorical]
+        single += [batch.numeric_bin[name] for name in self.numeric]
+        single += [batch.weekday_N, batch.hour_N, batch.first_N.long()]
+        codes_NF = torch.stack(single, dim=1) + self.start_F
+        events_ND = functional.embedding_bag(codes_NF, self.table.weight, mode="sum")
+        for name in self.lists:
+            values_M, offsets = batch.lists[name]
+            events_ND = events_ND + functional.embedding_bag(
+                values_M + self.start_of[name], self.table.weight, offsets, mode="sum", include_last_offset=True
+            )
+        return self.dropout(events_ND + self.amounts(self._numbers(batch)))
+
+    def _numbers(self, batch: JourneyBatch) -> Tensor:
+        """Scaled signed logs of the numeric columns, then elapsed time, [N, features] float32."""
+        elapsed_N1 = batch.elapsed_days_N.unsqueeze(1)
+        parts = [elapsed_N1.log1p() / 3.0, torch.exp(-elapsed_N1 / self.elapsed_scales)]
+        if self.numeric:
+            raw = torch.stack([batch.numeric[name] for name in self.numeric], dim=1)
+            logs = raw.sign() * raw.abs().log1p()
+            scaled = (torch.clamp(logs, self.numeric_low, self.numeric_high) - self.numeric_mean) / self.numeric_std
+            parts.insert(0, torch.nan_to_num(scaled, nan=0.0))
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,1 @@
+"""From raw tables to ragged batches: sources, store, windows, vocabulary, batch, decisions."""

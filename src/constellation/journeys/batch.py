@@ -1,0 +1,297 @@
+"""The ragged batch: journeys end to end, no padding, gathered from the store by index arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from constellation.errors import InputError
+from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
+from constellation.journeys.vocabulary import Vocabulary, ragged_arange
+from constellation.journeys.windows import Queries
+from constellation.schema import CATEGORICAL, EVENT_TYPE, NUMERIC, PRODUCT
+
+Ragged = tuple[Tensor, Tensor]
+"""Values [M] and offsets [rows + 1] of a list column."""
+
+
+@dataclass
+class Targets:
+    """Answers to the questions of a batch. Money in units of the currency.
+
+    value_QK, purchases_QK float32; observed_QK bool: False is censored. next_N: row in N of the next event of the same
+    journey, -1 where there is none at or before the end of the span. next_type_Q: model code of the type of the next
+    event, 0 for none. next_products: model codes of the products of the next basket of each query.
+    """
+
+    horizons_days: tuple[int, ...]
+    value_QK: Tensor
+    purchases_QK: Tensor
+    observed_QK: Tensor
+    next_N: Tensor
+    next_type_Q: Tensor
+    next_products: Ragged
+
+
+@dataclass
+class JourneyBatch:
+    """``B`` journeys of ``N`` events in all, and ``Q`` questions. Shapes stand in the names; see docs/design.md.
+
+    time_N microseconds UTC; elapsed_days_N since the previous event of the customer (0 at the first); position_N from 0
+    in the journey as gathered; last_event_Q a row of N, -1 for none. Model codes are those of the vocabulary.
+    ``max_length`` is a host integer, so that nobody needs to ask the device for it.
+    """
+
+    lengths_B: Tensor
+    offsets_B: Tensor
+    max_length: int
+    time_N: Tensor
+    elapsed_days_N: Tensor
+    first_N: Tensor
+    weekday_N: Tensor
+    hour_N: Tensor
+    journey_N: Tensor
+    position_N: Tensor
+    categorical: dict[str, Tensor]
+    numeric: dict[str, Tensor]
+    numeric_bin: dict[str, Tensor]
+    lists: dict[str, Ragged]
+    attributes: dict[str, Tensor]
+    attributes_numeric: dict[str, Tensor]
+    query_journey_Q: Tensor
+    cutoff_Q: Tensor
+    last_event_Q: Tensor
+    since_last_days_Q: Tensor
+    weekday_Q: Tensor
+    aggregates_QF: Tensor
+    targets: Targets | None = None
+
+    @property
+    def num_journeys(self) -> int:
+        return len(self.lengths_B)
+
+    @property
+    def num_events(self) -> int:
+        return len(self.time_N)
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.cutoff_Q)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> JourneyBatch:
+        """The batch on a device; on the same device the very same tensors."""
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> JourneyBatch:
+        return _map(self, lambda tensor: tensor.pin_memory())
+
+
+def _map(thing: Any, change: Any) -> Any:
+    """Apply ``change`` to every tensor in dataclasses, dicts and tuples."""
+    if isinstance(thing, Tensor):
+        return change(thing)
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return type(thing)(**{field.name: _map(getattr(thing, field.name), change) for field in fields(thing)})
+    if isinstance(thing, dict):
+        return {name: _map(value, change) for name, value in thing.items()}
+    if isinstance(thing, tuple):
+        return tuple(_map(value, change) for value in thing)
+    return thing
+
+
+class Gatherer:
+    """Cuts batches out of a store in the codes of a vocabulary.
+
+    max_events: journeys keep their last so many events at or before ``until``; aggregates still know the whole past.
+    A column or attribute that the store lacks is missing everywhere. Raises InputError where the store has no event
+    types, or holds a column as another kind than the vocabulary was fitted on.
+    """
+
+    def __init__(self, store: Store, vocabulary: Vocabulary, max_events: int = 1024) -> None:
+        self.store, self.vocabulary, self.max_events = store, vocabulary, max_events
+        if EVENT_TYPE not in store.categorical:
+            raise InputError(f"The events lack the column {EVENT_TYPE!r}.")
+        _check_kinds(store, vocabulary)
+        names = [*vocabulary.categorical, *vocabulary.lists]
+        names += [f"attributes.{name}" for name in vocabulary.attributes_categorical]
+        self._tables = {
+            name: vocabulary.table(name, store.dictionaries[name]) for name in names if name in store.dictionaries
+        }
+
+    def gather(
+        self,
+        journeys: np.ndarray,
+        until: np.ndarray | int,
+        queries: Queries | None = None,
+        *,
+        row_of_Q: np.ndarray | None = None,
+        targets: bool = True,
+    ) -> JourneyBatch:
+        """Events of ``journeys`` at or before ``until`` (one time, or one per journey), and the questions about them.
+
+        ``queries.journey_Q`` holds rows of the store; each must be among ``journeys``, at most once there unless
+        ``row_of_Q`` says which row of the batch each query reads. No cutoff may lie after the ``until`` of its row.
+        Without queries the batch has Q = 0. ``targets=False`` leaves the answers out (scoring).
+        """
+        store = self.store
+        journeys = np.asarray(journeys, dtype=np.int64)
+        begin_B = store.first_event_C[journeys].astype(np.int64)
+        end_B = store.end_event(journeys, np.broadcast_to(np.asarray(until, dtype=np.int64), journeys.shape))
+        start_B = np.maximum(begin_B, end_B - self.max_events)
+        lengths_B = end_B - start_B
+        rows_N = ragged_arange(start_B, lengths_B)
+        offsets_B = np.concatenate([[0], np.cumsum(lengths_B)])
+        journey_N = np.repeat(np.arange(len(journeys)), lengths_B)
+        time_N = store.time_N[rows_N]
+        first_N = rows_N == begin_B[journey_N]
+        num_events = len(rows_N)
+        if store.has_clock:
+            before_N = store.time_N[np.maximum(rows_N - 1, 0)]
+            elapsed_N = np.where(first_N, 0.0, (time_N - before_N) / MICROSECONDS_PER_DAY)
+            weekday_N, hour_N = store.local_parts(time_N)
+        else:
+            elapsed_N, weekday_N, hour_N = np.zeros(num_events), *np.zeros((2, num_events), dtype=np.int64)
+        if queries is None:
+            queries = _no_queries(self.vocabulary.horizons_days)
+        row_of_Q = _places(journeys, queries.journey_Q) if row_of_Q is None else row_of_Q
+        assert np.array_equal(journeys[row_of_Q], queries.journey_Q), "a query asks about a journey not in the batch"
+        assert (queries.last_event_Q < end_B[row_of_Q]).all(), "a query may see events that the batch does not hold"
+        seen_Q = queries.last_event_Q >= start_B[row_of_Q]
+        last_event_Q = np.where(seen_Q, queries.last_event_Q - start_B[row_of_Q] + offsets_B[row_of_Q], -1)
+        since_Q, weekday_Q = self._since(queries)
+        aggregates_QF = self.vocabulary.aggregates_scaler(
+            self.vocabulary.aggregates.compute(store, queries.journey_Q, queries.cutoff_Q, queries.last_event_Q)
+        )
+        categorical = {name: self._coded(name, rows_N) for name in self.vocabulary.categorical}
+        numeric = {name: self._numeric(name, rows_N) for name in self.vocabulary.numeric}
+        batch = JourneyBatch(
+            lengths_B=_tensor(lengths_B),
+            offsets_B=_tensor(offsets_B),
+            max_length=int(lengths_B.max(initial=0)),
+            time_N=_tensor(time_N),
+            elapsed_days_N=_tensor(elapsed_N, np.float32),
+            first_N=_tensor(first_N, np.bool_),
+            weekday_N=_tensor(weekday_N),
+            hour_N=_tensor(hour_N),
+            journey_N=_tensor(journey_N),
+            position_N=_tensor(np.arange(num_events) - offsets_B[:-1][journey_N]),
+            categorical={name: _tensor(codes_N) for name, codes_N in categorical.items()},
+            numeric={name: _tensor(values_N, np.float32) for name, values_N in numeric.items()},
+            numeric_bin={name: _tensor(self.vocabulary.bins(name, values_N)) for name, values_N in numeric.items()},
+            lists={name: self._list(name, rows_N) for name in self.vocabulary.lists},
+            attributes={name: _tensor(self._attribute(name, journeys)) for name in self._attribute_names()},
+            attributes_numeric={
+                name: _tensor(self._attribute_number(name, journeys), np.float32)
+                for name in self.vocabulary.attributes_numeric
+            },
+            query_journey_Q=_tensor(row_of_Q),
+            cutoff_Q=_tensor(queries.cutoff_Q),
+            last_event_Q=_tensor(last_event_Q),
+            since_last_days_Q=_tensor(since_Q, np.float32),
+            weekday_Q=_tensor(weekday_Q),
+            aggregates_QF=_tensor(aggregates_QF, np.float32),
+        )
+        if targets:
+            following_N = np.arange(1, num_events + 1)
+            following_N[offsets_B[1:][lengths_B > 0] - 1] = -1
+            batch.targets = self._targets(queries, following_N)
+        return batch
+
+    def _targets(self, queries: Queries, next_N: np.ndarray) -> Targets:
+        types_Q = np.zeros(len(queries), dtype=np.int64)
+        known_Q = queries.next_event_Q >= 0
+        types_Q[known_Q] = self._coded(EVENT_TYPE, queries.next_event_Q[known_Q])
+        return Targets(
+            horizons_days=queries.horizons_days,
+            value_QK=_tensor(queries.value_QK, np.float32),
+            purchases_QK=_tensor(queries.purchases_QK, np.float32),
+            observed_QK=_tensor(queries.observed_QK, np.bool_),
+            next_N=_tensor(next_N),
+            next_type_Q=_tensor(types_Q),
+            next_products=self._list(PRODUCT, queries.next_basket_Q),
+        )
+
+    def _since(self, queries: Queries) -> tuple[np.ndarray, np.ndarray]:
+        """Days since the last event (0 where there is none) and the local weekday of each cutoff."""
+        if not self.store.has_clock or self.store.num_events == 0:
+            return np.zeros(len(queries)), np.zeros(len(queries), dtype=np.int64)
+        known_Q = queries.last_event_Q >= 0
+        last_Q = self.store.time_N[np.where(known_Q, queries.last_event_Q, 0)]
+        since_Q = np.where(known_Q, (queries.cutoff_Q - last_Q) / MICROSECONDS_PER_DAY, 0.0)
+        return since_Q, self.store.local_parts(queries.cutoff_Q)[0]
+
+    def _coded(self, name: str, rows_N: np.ndarray) -> np.ndarray:
+        """Model codes of a categorical column; a column the store lacks is missing everywhere."""
+        if name not in self.store.categorical:
+            return np.zeros(len(rows_N), dtype=np.int64)
+        return self._tables[name][self.store.categorical[name][rows_N]]
+
+    def _numeric(self, name: str, rows_N: np.ndarray) -> np.ndarray:
+        if name not in self.store.numeric:
+            return np.full(len(rows_N), np.nan)
+        return np.asarray(self.store.numeric[name][rows_N], dtype=np.float64)
+
+    def _list(self, name: str, rows_N: np.ndarray) -> Ragged:
+        """Model codes of a list column; a row of -1 is an empty list."""
+        if name not in self.store.lists:
+            return _tensor(np.empty(0)), _tensor(np.zeros(len(rows_N) + 1))
+        values_M, offsets = self.store.lists[name]
+        begin_N = offsets[np.maximum(rows_N, 0)].astype(np.int64)
+        length_N = offsets[rows_N + 1].astype(np.int64) - begin_N  # row -1 ends at offset 0, where row 0 begins
+        codes = self._tables[name][values_M[ragged_arange(begin_N, length_N)]]
+        return _tensor(codes), _tensor(np.concatenate([[0], np.cumsum(length_N)]))
+
+    def _attribute_names(self) -> list[str]:
+        return self.vocabulary.attributes_categorical
+
+    def _attribute(self, name: str, journeys: np.ndarray) -> np.ndarray:
+        if name not in self.store.attributes_categorical:
+            return np.zeros(len(journeys), dtype=np.int64)
+        return self._tables[f"attributes.{name}"][self.store.attributes_categorical[name][journeys]]
+
+    def _attribute_number(self, name: str, journeys: np.ndarray) -> np.ndarray:
+        if name not in self.store.attributes_numeric:
+            return np.zeros(len(journeys), dtype=np.float32)
+        return self.vocabulary.attribute_scaler[name](self.store.attributes_numeric[name][journeys][:, None])[:, 0]
+
+
+def _tensor(values: np.ndarray, dtype: Any = np.int64) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
+
+
+def _places(journeys: np.ndarray, wanted_Q: np.ndarray) -> np.ndarray:
+    """Row of each wanted journey in ``journeys``."""
+    order = np.argsort(journeys, kind="stable")
+    return order[np.minimum(np.searchsorted(journeys, wanted_Q, sorter=order), max(len(journeys) - 1, 0))]
+
+
+def _check_kinds(store: Store, vocabulary: Vocabulary) -> None:
+    """Raise InputError where a column was fitted as one kind and comes as another, with something in it."""
+    for name, kind in vocabulary.kinds.items():
+        found = store.manifest.kinds.get(name, kind)
+        if found != kind:
+            raise InputError(_other_kind(f"column {name!r}", kind, found))
+    for name in vocabulary.attributes_numeric:
+        if len(store.dictionaries.get(f"attributes.{name}", ())) > 1:
+            raise InputError(_other_kind(f"attribute {name!r}", NUMERIC, CATEGORICAL))
+    for name in vocabulary.attributes_categorical:
+        if np.isfinite(store.attributes_numeric.get(name, np.empty(0))).any():
+            raise InputError(_other_kind(f"attribute {name!r}", CATEGORICAL, NUMERIC))
+
+
+def _other_kind(what: str, fitted: str, found: str) -> str:
+    return (
+        f"The {what} was {fitted} when the model was trained and is {found} here. "
+        "Give it the type that it has in the training data."
+    )
+
+
+def _no_queries(horizons_days: tuple[int, ...]) -> Queries:
+    none, grid = np.empty(0, dtype=np.int64), np.empty((0, len(horizons_days)))
+    return Queries(
+        none, none, none, horizons_days, grid, grid.astype(np.int64), grid.astype(bool), none.copy(), none.copy()
+    )

@@ -1,0 +1,276 @@
+"""Decisions: when a customer could be contacted, what was chosen, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from constellation.errors import InputError
+from constellation.schema import ACTION, CUSTOMER_ID, EVENT_TYPE
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from constellation.journeys.store import Store
+
+NONE = "none"
+"""The action of a decision not to contact."""
+
+MICROSECONDS_PER_DAY = 86_400_000_000
+DECISION_TIME = "decision_time"
+TABLE_COLUMNS = (ACTION, "propensity", "eligible", "cost", "reward", "matured")
+
+
+@dataclass
+class Decisions:
+    """One row per decision, by journey and time. None of its columns but the past is ever an input of an encoder.
+
+    journey_Q: row of the customer in the store. time_Q: microseconds UTC. last_event_Q: store index of the event
+    ordered just before the decision, -1 for none. action_Q: codes int32 of ``actions`` (entry 0 is missing).
+    propensity_Q: probability of the chosen action under the logging policy, NaN where unknown. eligible_Q: whether the
+    customer could have been contacted. cost_Q: in units of the currency. reward_Q: what came after, less the cost.
+    matured_Q: False where the reward window ends after the data do; the reward is then what was seen so far.
+    """
+
+    journey_Q: np.ndarray
+    time_Q: np.ndarray
+    last_event_Q: np.ndarray
+    action_Q: np.ndarray
+    actions: list[str | None]
+    propensity_Q: np.ndarray
+    eligible_Q: np.ndarray
+    cost_Q: np.ndarray
+    reward_Q: np.ndarray
+    matured_Q: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.journey_Q)
+
+    def to_frame(self, store: Store) -> pl.DataFrame:
+        """As a table: ``customer_id, decision_time, last_event, action, propensity, eligible, cost, reward, matured``."""
+        import polars as pl
+
+        times = pl.Series(self.time_Q)
+        return pl.DataFrame(
+            {
+                CUSTOMER_ID: store.customer_id_C[self.journey_Q],
+                DECISION_TIME: times.cast(pl.Datetime("us", "UTC")) if store.schema.clock == "time" else times,
+                "last_event": self.last_event_Q,
+                ACTION: pl.Series(self.actions, dtype=pl.String).gather(self.action_Q),
+                "propensity": self.propensity_Q,
+                "eligible": self.eligible_Q,
+                "cost": self.cost_Q,
+                "reward": self.reward_Q,
+                "matured": self.matured_Q,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class DecisionRule:
+    """How decisions are read off the data.
+
+    kind: ``events``: each event of ``types`` is a decision at its own time, its ``action`` the chosen one (its type,
+    where the column is missing). ``grid``: every ``every_days`` back from the end of the data, each customer with an
+    event so far; the action is that of the first event of ``types`` in the period that begins, or ``none``.
+    ``table``: the source's own table of decisions (``customer_id, decision_time, action`` and, as known, ``propensity,
+    eligible, cost, reward, matured``).
+    reward: ``amount`` (net money) or ``purchases`` (their number) of the events ordered after the decision, up to and
+    including ``decision_time + reward_days``. A reward column of a table is taken as it is.
+    cost: of every action, or by action (others 0; ``none`` costs nothing); taken off the reward.
+    """
+
+    kind: str = "events"
+    types: tuple[str, ...] = ()
+    every_days: int | None = None
+    reward_days: float = 30
+    reward: str = "amount"
+    cost: float | Mapping[str, float] = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "types", tuple(self.types))
+        if self.kind not in ("events", "grid", "table"):
+            raise InputError(f"decisions.kind must be events, grid or table, found {self.kind!r}.")
+        if self.kind != "table" and not self.types:
+            raise InputError(f"decisions.kind={self.kind} needs decisions.types: the event types that are contacts.")
+        if self.kind == "grid" and (self.every_days is None or self.every_days < 1):
+            raise InputError(f"decisions.kind=grid needs every_days of at least 1, found {self.every_days}.")
+        if self.reward not in ("amount", "purchases"):
+            raise InputError(f"decisions.reward must be amount or purchases, found {self.reward!r}.")
+        if self.reward_days <= 0:
+            raise InputError(f"decisions.reward_days must be positive, found {self.reward_days}.")
+
+    def derive(self, store: Store, table: pl.DataFrame | None = None) -> Decisions:
+        """The decisions of a store; ``table`` is the source's, for kind ``table``. Vectorised, in memory."""
+        if self.kind == "table":
+            if table is None:
+                raise InputError("decisions.kind=table needs a table: give the source decisions_sql.")
+            return self._from_table(store, table)
+        known = store.dictionaries[EVENT_TYPE]
+        missing = [name for name in self.types if name not in known]
+        if missing:
+            raise InputError(
+                f"decisions.types names {', '.join(missing)}, which no event has. "
+                f"Event types of the data: {', '.join(str(name) for name in known[1:])}."
+            )
+        contacts = np.flatnonzero(np.isin(store.categorical[EVENT_TYPE], [known.index(name) for name in self.types]))
+        return self._from_events(store, contacts) if self.kind == "events" else self._from_grid(store, contacts)
+
+    def _from_events(self, store: Store, contacts: np.ndarray) -> Decisions:
+        journey_Q = _journeys(store, contacts)
+        last_event_Q = np.where(contacts > store.first_event_C[journey_Q], contacts - 1, -1)
+        return self._finish(store, journey_Q, store.time_N[contacts], last_event_Q, contacts + 1, *self._chosen(store, contacts))
+
+    def _from_grid(self, store: Store, contacts: np.ndarray) -> Decisions:
+        assert self.every_days is not None
+        step, end, first = self.every_days * MICROSECONDS_PER_DAY, store.manifest.observed_until, store.manifest.first_time
+        times = np.arange(end - step, first - 1, -step, dtype=np.int64)[::-1]
+        journeys = np.arange(store.num_customers, dtype=np.int64)
+        # One date at a time keeps the memory at one row per customer until the rows are known to be wanted.
+        parts = []
+        for time in times:
+            last = store.last_event(journeys, np.full(len(journeys), time))
+            seen = np.flatnonzero(last >= 0)
+            parts.append((seen, np.full(len(seen), time), last[seen]))
+        journey_Q, time_Q, last_event_Q = (
+            np.concatenate([part[column] for part in parts]) if parts else np.empty(0, dtype=np.int64) for column in range(3)
+        )
+        order = np.lexsort((time_Q, journey_Q))
+        journey_Q, time_Q, last_event_Q = journey_Q[order], time_Q[order], last_event_Q[order]
+        place_Q = np.searchsorted(contacts, last_event_Q + 1)
+        chosen_Q = contacts[np.minimum(place_Q, len(contacts) - 1)]
+        period_end_Q = store.last_event(journey_Q, time_Q + step)
+        sent_Q = (place_Q < len(contacts)) & (chosen_Q <= period_end_Q)
+        codes, actions = self._chosen(store, contacts)
+        action_Q = np.full(len(journey_Q), actions.index(NONE) if NONE in actions else len(actions), dtype=np.int32)
+        if NONE not in actions:
+            actions = [*actions, NONE]
+        action_Q[sent_Q] = codes[place_Q[sent_Q]]
+        return self._finish(store, journey_Q, time_Q, last_event_Q, last_event_Q + 1, action_Q, actions)
+
+    def _chosen(self, store: Store, contacts: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
+        """Codes of the action of each contact, its event type where it names none, and their dictionary."""
+        types = store.dictionaries[EVENT_TYPE]
+        type_Q = store.categorical[EVENT_TYPE][contacts]
+        if ACTION not in store.categorical:
+            return type_Q.astype(np.int32), list(types)
+        actions = list(store.dictionaries[ACTION])
+        for name in self.types:
+            if name not in actions:
+                actions.append(name)
+        of_type = np.array([actions.index(name) if name in actions else 0 for name in types], dtype=np.int32)
+        action_Q = store.categorical[ACTION][contacts]
+        return np.where(action_Q == 0, of_type[type_Q], action_Q).astype(np.int32), actions
+
+    def _from_table(self, store: Store, table: pl.DataFrame) -> Decisions:
+        import polars as pl
+
+        from constellation.journeys.order import StorageCodes
+        from constellation.schema import CATEGORICAL, texts
+
+        ids = pl.Series(CUSTOMER_ID, store.customer_id_C, dtype=table[CUSTOMER_ID].dtype)
+        table = table.with_columns(pl.Series("journey", np.arange(len(ids)))[ids.search_sorted(table[CUSTOMER_ID])])
+        table = table.sort(["journey", DECISION_TIME, *(name for name in TABLE_COLUMNS if name in table.columns)])
+        journey_Q, time_Q = table["journey"].to_numpy(), table[DECISION_TIME].to_numpy()
+        last_event_Q = store.last_event(journey_Q, time_Q)
+        coder = StorageCodes({ACTION: CATEGORICAL})
+        encoded = coder.encode(texts(table[ACTION]).to_frame())
+        actions = coder.dictionaries()[ACTION]
+        start_Q = np.where(last_event_Q >= 0, last_event_Q + 1, store.first_event_C[journey_Q])
+        decisions = self._finish(
+            store, journey_Q, time_Q, last_event_Q, start_Q, coder.rank(encoded)[ACTION].to_numpy(), actions,
+            cost_Q=_column(table, "cost"),
+        )  # fmt: skip
+        for name in ("propensity", "reward"):
+            given_Q = _column(table, name)
+            if given_Q is not None:
+                setattr(decisions, f"{name}_Q", given_Q)
+        for name in ("eligible", "matured"):
+            if name in table.columns:
+                setattr(decisions, f"{name}_Q", table[name].cast(pl.Boolean).fill_null(False).to_numpy())
+        outside = (decisions.propensity_Q <= 0) | (decisions.propensity_Q > 1)
+        if outside.any():
+            raise InputError(
+                f"{int(outside.sum()):,} decisions have a propensity outside (0, 1], such as "
+                f"{decisions.propensity_Q[outside][0]:g}. It is the probability with which the chosen action was chosen."
+            )
+        return decisions
+
+    def _finish(
+        self,
+        store: Store,
+        journey_Q: np.ndarray,
+        time_Q: np.ndarray,
+        last_event_Q: np.ndarray,
+        start_Q: np.ndarray,
+        action_Q: np.ndarray,
+        actions: Sequence[str | None],
+        *,
+        cost_Q: np.ndarray | None = None,
+    ) -> Decisions:
+        """Rewards from running sums over events ``start_Q`` up to the end of the reward window."""
+        if store.schema.clock == "order":
+            end_time_Q = time_Q + int(self.reward_days)  # ranks: so many steps
+        else:
+            end_time_Q = time_Q + round(self.reward_days * MICROSECONDS_PER_DAY)
+        last_Q = store.last_event(journey_Q, end_time_Q)
+        end_Q = np.maximum(last_Q + 1, start_Q)
+        if self.reward == "amount":
+            gained_Q = (store.amount_sum_N[end_Q] - store.amount_sum_N[start_Q]) / 1e6
+        else:
+            gained_Q = (store.purchase_sum_N[end_Q] - store.purchase_sum_N[start_Q]).astype(np.float64)
+        if cost_Q is None:
+            cost_Q = np.array([self._cost(name) for name in actions])[action_Q]
+        return Decisions(
+            journey_Q=journey_Q,
+            time_Q=time_Q,
+            last_event_Q=last_event_Q,
+            action_Q=action_Q.astype(np.int32),
+            actions=list(actions),
+            propensity_Q=np.full(len(journey_Q), np.nan),
+            eligible_Q=np.ones(len(journey_Q), dtype=bool),
+            cost_Q=cost_Q,
+            reward_Q=gained_Q - cost_Q,
+            matured_Q=end_time_Q <= store.manifest.observed_until,
+        )
+
+    def _cost(self, action: str | None) -> float:
+        if action is None or action == NONE:
+            return 0.0
+        return float(self.cost.get(action, 0.0)) if isinstance(self.cost, Mapping) else float(self.cost)
+
+
+def clean_decisions(table: pl.DataFrame | None, schema: Any) -> pl.DataFrame | None:
+    """The source's table of decisions with ids and times in the form of the store. Raises InputError."""
+    from constellation.journeys.build import identifiers
+    from constellation.schema import numbers, times
+
+    if table is None:
+        return None
+    missing = [name for name in (CUSTOMER_ID, DECISION_TIME, ACTION) if name not in table.columns]
+    if missing:
+        raise InputError(f"The table of decisions lacks {', '.join(missing)}; it has {', '.join(table.columns)}.")
+    moments = times(table[DECISION_TIME], schema)
+    if moments.null_count():
+        raise InputError(f"{moments.null_count():,} decisions have no valid {DECISION_TIME}. Mend them in decisions_sql.")
+    columns = [identifiers(table[CUSTOMER_ID], "the table of decisions"), moments]
+    for name in TABLE_COLUMNS:
+        if name in table.columns:
+            columns.append(numbers(table[name]) if name in ("propensity", "cost", "reward") else table[name])
+    import polars as pl
+
+    return pl.DataFrame(columns)
+
+
+def _column(table: pl.DataFrame, name: str) -> np.ndarray | None:
+    if name not in table.columns:
+        return None
+    return table[name].fill_null(0.0 if name == "cost" else float("nan")).to_numpy()
+
+
+def _journeys(store: Store, events: np.ndarray) -> np.ndarray:
+    """Row of the customer of each event."""
+    return np.searchsorted(store.first_event_C, events, side="right").astype(np.int64) - 1

@@ -1,0 +1,177 @@
+"""What a person should know about a data set before training on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from constellation.journeys.store import MICROSECONDS_PER_DAY, Store, to_local
+from constellation.journeys.windows import at_risk, check_horizon, format_time, parse_cutoff
+from constellation.errors import InputError
+from constellation.schema import AMOUNT, CATEGORICAL, EVENT_TYPE, LIST
+
+CHUNK = 4_000_000
+"""Events looked at in one go, so that a profile of a large store stays small in memory."""
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+
+
+def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
+    """Counts, span, gaps, events per customer, zero value, and the latest cutoff that each horizon allows.
+
+    ``gap_days``: quantiles of the days between events of a customer (of a sample of customers where the store is large).
+    ``longest_silence_days``: the longest run of days without a single event: a hole in the log.
+    ``horizons``: per horizon the latest cutoff (a local date), customers at risk there, and the share of them whose net
+    value in the horizon is zero.
+    """
+    manifest, zone = store.manifest, store.schema.timezone
+    per_customer = np.diff(store.first_event_C)
+    result: dict[str, Any] = {
+        "num_customers": store.num_customers,
+        "num_customers_without_events": int((per_customer == 0).sum()),
+        "num_events": store.num_events,
+        **manifest.profile,
+        "events_per_customer": _quantiles(per_customer[per_customer > 0]),
+        "event_types": _counts(store, EVENT_TYPE),
+        "num_values": {
+            name: len(store.dictionaries[name]) - 1 for name, kind in manifest.kinds.items() if kind in (CATEGORICAL, LIST)
+        },
+    }
+    if store.decisions is not None:
+        result["num_decisions"] = len(store.decisions)
+    if store.num_events == 0 or not store.has_clock:
+        return result
+    result |= {
+        "first_event": format_time(manifest.first_time, zone),
+        "last_event": format_time(manifest.last_time, zone),
+        "observed_until": format_time(manifest.observed_until, zone),
+        "span_days": round((manifest.observed_until - manifest.first_time) / MICROSECONDS_PER_DAY, 1),
+        "gap_days": _quantiles(_gaps(store)),
+        "longest_silence_days": _longest_silence(store),
+        "zero_amount_share": _zero_amounts(store),
+        "horizons": {str(days): _horizon(store, days) for days in horizons_days},
+    }
+    return result
+
+
+def format_profile(facts: dict[str, Any]) -> str:
+    """The profile as lines for the terminal."""
+    lines = [
+        f"{facts['num_customers']:,} customers, {facts['num_events']:,} events"
+        + (f", {facts['num_decisions']:,} decisions" if "num_decisions" in facts else "")
+    ]
+
+    def add(label: str, text: str) -> None:
+        lines.append(f"  {label:<22} {text}")
+
+    if "first_event" in facts:
+        add("span", f"{facts['first_event']} to {facts['last_event']}, observed until {facts['observed_until']}")
+    add("event types", ", ".join(f"{name} {count:,}" for name, count in facts["event_types"].items()))
+    add("distinct values", ", ".join(f"{name} {count:,}" for name, count in facts["num_values"].items()))
+    if facts["events_per_customer"]:
+        add("events per customer", _line(facts["events_per_customer"], "{:,.0f}"))
+    if facts["num_customers_without_events"]:
+        add("without events", f"{facts['num_customers_without_events']:,} customers")
+    if facts.get("gap_days"):
+        add("days between events", _line(facts["gap_days"], "{:,.2f}"))
+    if "longest_silence_days" in facts:
+        add("longest silence", f"{facts['longest_silence_days']} days without any event")
+    if facts.get("zero_amount_share") is not None:
+        add("zero amounts", f"{facts['zero_amount_share']:.1%} of the events that have an amount")
+    if facts.get("num_duplicates"):
+        add("duplicate rows", f"{facts['num_duplicates']:,} (kept; GROUP BY or DISTINCT in the SELECT if they are errors)")
+    if facts.get("num_rejected"):
+        reasons = "; ".join(f"{reason} ({count:,})" for reason, count in facts["reject_reasons"].items())
+        add("rejected rows", f"{facts['num_rejected']:,} of {facts['num_rows']:,}: {reasons}")
+    if facts.get("ignored_columns"):
+        add("columns not declared", ", ".join(facts["ignored_columns"]))
+    for days, horizon in facts.get("horizons", {}).items():
+        if horizon is None:
+            add(f"horizon {days} days", "longer than the data")
+        else:
+            add(
+                f"horizon {days} days",
+                f"latest cutoff {horizon['latest_cutoff']}: {horizon['at_risk']:,} customers at risk, "
+                f"{horizon['zero_value_share']:.1%} of them with zero value",
+            )
+    return "\n".join(lines)
+
+
+def _line(quantiles: dict[str, float], form: str) -> str:
+    return ", ".join(f"{name} {form.format(value)}" for name, value in quantiles.items())
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    if len(values) == 0:
+        return {}
+    names = ["min", *(f"p{round(100 * q)}" for q in QUANTILES[1:-1]), "max"]
+    return {name: float(value) for name, value in zip(names, np.quantile(values, QUANTILES), strict=True)}
+
+
+def _chunks(store: Store) -> list[slice]:
+    return [slice(start, min(start + CHUNK, store.num_events)) for start in range(0, store.num_events, CHUNK)]
+
+
+def _counts(store: Store, name: str) -> dict[str, int]:
+    known = store.dictionaries[name]
+    counts = np.zeros(len(known), dtype=np.int64)
+    for part in _chunks(store):
+        counts += np.bincount(store.categorical[name][part], minlength=len(known))
+    order = np.argsort(-counts, kind="stable")[:20]
+    return {str(known[code]): int(counts[code]) for code in order if counts[code]}
+
+
+def _gaps(store: Store) -> np.ndarray:
+    """Days between consecutive events of a customer, from the first customers up to ten million events."""
+    last_customer = max(1, int(np.searchsorted(store.first_event_C, 10_000_000, side="right")) - 1)
+    end = int(store.first_event_C[min(last_customer, store.num_customers)])
+    gaps = np.diff(store.time_N[:end]) / MICROSECONDS_PER_DAY
+    starts = store.first_event_C[(store.first_event_C > 0) & (store.first_event_C < end)]
+    inside = np.ones(len(gaps), dtype=bool)
+    inside[starts - 1] = False
+    return gaps[inside]
+
+
+def _longest_silence(store: Store) -> int:
+    zone = store.schema.timezone
+    ends = to_local(np.array([store.manifest.first_time, store.manifest.last_time]), zone)
+    first_day, last_day = (int(day) for day in ends // MICROSECONDS_PER_DAY)
+    seen = np.zeros(last_day - first_day + 3, dtype=bool)  # a day of margin: zones shift
+    for part in _chunks(store):
+        seen[to_local(store.time_N[part], zone) // MICROSECONDS_PER_DAY - first_day] = True
+    days = np.flatnonzero(seen)
+    return int(np.diff(days).max() - 1) if len(days) > 1 else 0
+
+
+def _zero_amounts(store: Store) -> float | None:
+    if AMOUNT not in store.numeric:
+        return None
+    known = zero = 0
+    for part in _chunks(store):
+        amounts = store.numeric[AMOUNT][part]
+        known += int((~np.isnan(amounts)).sum())
+        zero += int((amounts == 0).sum())
+    return zero / known if known else None
+
+
+def _horizon(store: Store, days: int) -> dict[str, Any] | None:
+    zone = store.schema.timezone
+    cutoff = store.manifest.observed_until - days * MICROSECONDS_PER_DAY
+    # The latest date whose whole day may be a cutoff; a clock change can move it by one.
+    for shift in (0, 1, 2):
+        date = format_time(cutoff - shift * MICROSECONDS_PER_DAY + 2 * 3_600_000_000, zone)[:10]
+        try:
+            check_horizon(store, parse_cutoff(date, zone), days)
+        except InputError:
+            continue
+        cutoff = parse_cutoff(date, zone)
+        break
+    journeys = at_risk(store, cutoff)
+    if len(journeys) == 0:
+        return None
+    start = store.last_event(journeys, np.full(len(journeys), cutoff)) + 1
+    end = store.end_event(journeys, np.full(len(journeys), cutoff + days * MICROSECONDS_PER_DAY))
+    value = store.money_between(start, end)
+    return {"latest_cutoff": date, "at_risk": len(journeys), "zero_value_share": float((value == 0).mean())}

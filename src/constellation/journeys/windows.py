@@ -1,0 +1,251 @@
+"""Cutoffs, horizons and splits: what may be seen, what is asked, and what is censored."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from constellation import zones
+from constellation.errors import InputError
+from constellation.journeys.store import MICROSECONDS_PER_DAY, Store, to_local
+
+CLOCK_CHANGE = 2 * 3_600_000_000
+"""Grace of a horizon: a clock change makes a day an hour longer, and the same wall-clock day still counts as inside."""
+
+
+def parse_cutoff(text: str, timezone: str) -> int:
+    """Microseconds since 1970 UTC. A date without a time is the last microsecond of that day in ``timezone``."""
+    text = str(text).strip()
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"The cutoff {text!r} is not a time. Write a date (2017-09-30, its whole day is seen) "
+            "or an ISO time (2017-09-30T12:00:00)."
+        ) from None
+    if moment.tzinfo is not None:
+        return _microseconds(moment - zones.EPOCH)
+    local = _microseconds(moment - zones.EPOCH.replace(tzinfo=None))
+    if not _is_date(text):
+        return int(zones.to_utc(np.array([local]), timezone)[0])
+    # Up to the first moment of the next day: a day may have 23 or 25 hours, and its last one may come twice.
+    return int(zones.to_utc(np.array([local + MICROSECONDS_PER_DAY]), timezone)[0]) - 1
+
+
+def _is_date(text: str) -> bool:
+    """A date alone, in any of the spellings of ISO 8601 (2017-09-30, 20170930, 2017-W39-6)."""
+    try:
+        dt.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _microseconds(since: dt.timedelta) -> int:
+    return since // dt.timedelta(microseconds=1)
+
+
+def format_time(time: int, timezone: str) -> str:
+    """``2017-09-30 23:59`` in the zone of the data set."""
+    # Somebody's 9999-12-31 plus a horizon lies beyond what a datetime can hold.
+    time = min(max(int(time), zones.year_start(2)), zones.year_start(9999))
+    moment = zones.EPOCH + dt.timedelta(microseconds=time)
+    return f"{moment.astimezone(ZoneInfo(timezone)):%Y-%m-%d %H:%M}"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The split by time and by customer.
+
+    val_cutoff, test_cutoff: models are selected with horizons that end at or before the first, and refitted with
+    horizons that end at or before the second.
+    horizons_days: what is asked, ascending.
+    holdout_share: customers never trained on, by a stable hash of their id; reported as ``test_new``.
+    train_cutoffs_every_days: the grid of training cutoffs.
+    first_cutoff: the earliest training cutoff, for data whose first weeks are no fair history; null: the first event.
+    """
+
+    val_cutoff: str
+    test_cutoff: str
+    horizons_days: tuple[int, ...] = (30, 91)
+    holdout_share: float = 0.1
+    train_cutoffs_every_days: int = 7
+    first_cutoff: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "horizons_days", tuple(int(days) for days in self.horizons_days))
+        horizons = self.horizons_days
+        if not horizons or horizons[0] < 1 or any(b <= a for a, b in itertools.pairwise(horizons)):
+            raise InputError(f"horizons_days must be whole days, ascending, found {list(horizons)}.")
+        if not 0 <= self.holdout_share < 1:
+            raise InputError(f"holdout_share must lie in [0, 1), found {self.holdout_share}.")
+        if self.train_cutoffs_every_days < 1:
+            raise InputError(f"train_cutoffs_every_days must be at least 1, found {self.train_cutoffs_every_days}.")
+
+    def earliest(self, store: Store) -> int:
+        """Training cutoffs lie at or after this moment."""
+        if self.first_cutoff is None:
+            return store.manifest.first_time
+        return parse_cutoff(self.first_cutoff, store.schema.timezone)
+
+    def cutoffs(self, store: Store) -> tuple[int, int]:
+        """Validation and test cutoff in microseconds, checked against each other and against the data."""
+        zone = store.schema.timezone
+        val, test = parse_cutoff(self.val_cutoff, zone), parse_cutoff(self.test_cutoff, zone)
+        if val >= test:
+            raise InputError(f"val_cutoff {self.val_cutoff} must lie before test_cutoff {self.test_cutoff}.")
+        check_horizon(store, test, self.horizons_days[-1])
+        first = self.earliest(store)
+        if val - self.horizons_days[0] * MICROSECONDS_PER_DAY <= first:
+            raise InputError(
+                f"No training cutoff fits: the first may lie at {format_time(first, zone)} and the shortest horizon "
+                f"({self.horizons_days[0]} days) must end at or before val_cutoff {self.val_cutoff}. "
+                "Move val_cutoff later or shorten the horizons."
+            )
+        return val, test
+
+
+def check_horizon(store: Store, cutoff: int, horizon_days: int) -> None:
+    """Raise InputError where the horizon ends after the data do, naming the latest possible cutoff."""
+    zone = store.schema.timezone
+    end, last = cutoff + horizon_days * MICROSECONDS_PER_DAY, store.manifest.observed_until
+    if end > last + CLOCK_CHANGE:
+        latest = format_time(last - horizon_days * MICROSECONDS_PER_DAY + CLOCK_CHANGE, zone)[:10]
+        latest_day = dt.date.fromisoformat(latest)
+        if parse_cutoff(latest, zone) + horizon_days * MICROSECONDS_PER_DAY > last + CLOCK_CHANGE:
+            latest_day -= dt.timedelta(days=1)
+        raise InputError(
+            f"The horizon of {horizon_days} days ends {format_time(end, zone)}, after the data do "
+            f"({format_time(last, zone)}). Move the cutoff to {latest_day} or earlier, or shorten horizons_days."
+        )
+
+
+@dataclass
+class Queries:
+    """Questions: one row is a customer at a cutoff. All arrays are aligned.
+
+    journey_Q: row of the customer in the store. cutoff_Q: microseconds UTC, inclusive. last_event_Q: store index of
+    the last event it may see, -1 for none. value_QK: net money in ``(cutoff, cutoff + horizon]``; purchases_QK: number
+    of purchases there. observed_QK: False where the horizon ends after what is known: censored, never zero.
+    next_event_Q: store index of the first known event after the cutoff, -1 for none; next_basket_Q: of the first that
+    names a product.
+    """
+
+    journey_Q: np.ndarray
+    cutoff_Q: np.ndarray
+    last_event_Q: np.ndarray
+    horizons_days: tuple[int, ...]
+    value_QK: np.ndarray
+    purchases_QK: np.ndarray
+    observed_QK: np.ndarray
+    next_event_Q: np.ndarray
+    next_basket_Q: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.journey_Q)
+
+    def take(self, rows: np.ndarray) -> Queries:
+        """The questions at ``rows`` (indices or a mask)."""
+        return Queries(
+            journey_Q=self.journey_Q[rows],
+            cutoff_Q=self.cutoff_Q[rows],
+            last_event_Q=self.last_event_Q[rows],
+            horizons_days=self.horizons_days,
+            value_QK=self.value_QK[rows],
+            purchases_QK=self.purchases_QK[rows],
+            observed_QK=self.observed_QK[rows],
+            next_event_Q=self.next_event_Q[rows],
+            next_basket_Q=self.next_basket_Q[rows],
+        )
+
+
+def ask(
+    store: Store, journey_Q: np.ndarray, cutoff_Q: np.ndarray, horizons_days: tuple[int, ...], known_until: int
+) -> Queries:
+    """Queries with their answers, from running sums: a hundred cutoffs cost little more than one.
+
+    Events after ``known_until`` are never read, so a horizon that ends later is censored.
+    """
+    journey_Q = np.asarray(journey_Q, dtype=np.int64)
+    cutoff_Q = np.broadcast_to(np.asarray(cutoff_Q, dtype=np.int64), journey_Q.shape).copy()
+    last_event_Q = store.last_event(journey_Q, cutoff_Q)
+    start_Q = np.where(last_event_Q >= 0, last_event_Q + 1, store.first_event_C[journey_Q])
+    known_Q = store.end_event(journey_Q, np.full_like(cutoff_Q, known_until))
+    shape = (len(journey_Q), len(horizons_days))
+    value_QK = np.zeros(shape)
+    purchases_QK, observed_QK = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    for column, days in enumerate(horizons_days):
+        end_time_Q = cutoff_Q + days * MICROSECONDS_PER_DAY
+        end_Q = np.maximum(np.minimum(store.end_event(journey_Q, end_time_Q), known_Q), start_Q)
+        value_QK[:, column] = store.money_between(start_Q, end_Q)
+        purchases_QK[:, column] = store.purchases_between(start_Q, end_Q)
+        observed_QK[:, column] = end_time_Q <= known_until + CLOCK_CHANGE
+    return Queries(
+        journey_Q=journey_Q,
+        cutoff_Q=cutoff_Q,
+        last_event_Q=last_event_Q,
+        horizons_days=tuple(horizons_days),
+        value_QK=value_QK,
+        purchases_QK=purchases_QK,
+        observed_QK=observed_QK,
+        next_event_Q=np.where(start_Q < known_Q, start_Q, -1),
+        next_basket_Q=store.first_basket(start_Q, known_Q),
+    )
+
+
+def days_before(store: Store, latest: int, first: int, step_days: int = 1) -> np.ndarray:
+    """Grid of cutoffs from ``latest`` back to ``first``, descending int64: the same wall-clock time of each day.
+
+    Not steps of 24 hours: those would turn the ends of days in winter into one o'clock at night in summer.
+    """
+    days = np.arange(0, max((latest - first) // MICROSECONDS_PER_DAY, 0) + 2, step_days)
+    if store.has_clock:
+        local = to_local(np.array([latest]), store.schema.timezone) - days * MICROSECONDS_PER_DAY
+        grid = zones.to_utc(local, store.schema.timezone)
+    else:
+        grid = latest - days * MICROSECONDS_PER_DAY
+    return grid[(grid >= first) & (grid <= latest)]
+
+
+def at_risk(store: Store, cutoff: int, journeys: np.ndarray | None = None) -> np.ndarray:
+    """Journeys with an event at or before the cutoff, int64, ascending."""
+    journeys = np.arange(store.num_customers) if journeys is None else np.asarray(journeys)
+    return journeys[store.last_event(journeys, np.full(len(journeys), cutoff)) >= 0]
+
+
+def held_out(store: Store, windows: Windows) -> np.ndarray:
+    """Mask [C] of customers never trained on: a stable hash of the id, so the same people in every run and store."""
+    if windows.holdout_share == 0:
+        return np.zeros(store.num_customers, dtype=bool)
+    import pandas as pd
+
+    names = pd.Index(store.customer_id_C).astype(str).to_numpy(dtype=object)
+    hashes = pd.util.hash_array(names, hash_key="constellation!!!", categorize=False)
+    return (hashes >> np.uint64(11)).astype(np.float64) / 2.0**53 < windows.holdout_share
+
+
+def panel(store: Store, windows: Windows, *, known_until: int, journeys: np.ndarray) -> Queries:
+    """Training questions on a grid of cutoffs, every ``train_cutoffs_every_days`` back from ``known_until``.
+
+    The latest cutoff leaves room for the shortest horizon; longer horizons that do not fit are censored.
+    Only customers at risk at each cutoff are asked about.
+    """
+    latest = known_until - windows.horizons_days[0] * MICROSECONDS_PER_DAY
+    grid = days_before(store, latest, windows.earliest(store), windows.train_cutoffs_every_days)
+    journey_parts, cutoff_parts = [], []
+    for cutoff in grid.tolist():
+        risk = at_risk(store, cutoff, journeys)
+        if len(risk):
+            journey_parts.append(risk)
+            cutoff_parts.append(np.full(len(risk), cutoff))
+    if not journey_parts:
+        zone = store.schema.timezone
+        raise InputError(
+            f"No training question fits: no customer has an event {windows.horizons_days[0]} days before "
+            f"{format_time(known_until, zone)}. Move the cutoff later or shorten horizons_days."
+        )
+    return ask(store, np.concatenate(journey_parts), np.concatenate(cutoff_parts), windows.horizons_days, known_until)

@@ -1,0 +1,1 @@
+"""Objectives: one question each, with its head, its loss and its prediction."""

@@ -1,0 +1,51 @@
+"""What every objective is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from constellation.journeys.batch import JourneyBatch
+
+
+@dataclass
+class Loss:
+    """total: sum over the targets, with gradient. count: number of targets, a tensor of no dimension.
+
+    The trainer divides the sum by the count of all ranks. parts: mean of each term, detached, for the curves.
+    """
+
+    total: Tensor
+    count: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Tensor:
+        """total / count; 0 where there was nothing to learn from."""
+        return self.total / self.count.clamp(min=1)
+
+
+class Objective(nn.Module):
+    """``loss(states_ND, readout_QD, batch)`` and ``predict(readout_QD, batch, levels)``.
+
+    A subclass is built with ``(vocabulary, state_width, readout_width, horizons_days, *, weight, ...)``; nothing is
+    registered: one file here, one YAML in ``configs/objective``. ``weight`` multiplies its mean loss in the sum.
+    """
+
+    name: str
+
+    def __init__(self, *, horizons_days: Sequence[int], weight: float) -> None:
+        super().__init__()
+        self.horizons_days = tuple(int(days) for days in horizons_days)
+        self.weight = float(weight)
+
+    def loss(self, states_ND: Tensor, readout_QD: Tensor, batch: JourneyBatch) -> Loss:
+        raise NotImplementedError(f"{type(self).__name__} has no loss.")
+
+    def predict(self, readout_QD: Tensor, batch: JourneyBatch, levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
+        """Answers by the names of docs/design.md, one row per query; ``levels`` are those of quantiles, in (0, 1)."""
+        raise NotImplementedError(f"{type(self).__name__} has no predict.")

@@ -1,0 +1,116 @@
+"""What a person sees of a run: lines while it works, tables at its end, pictures beside them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from constellation.journeys.splits import Splits
+from constellation.journeys.store import Store
+from constellation.journeys.windows import format_time
+from constellation.metrics.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    import pandas
+
+    from constellation.journeys.dataset import DataSet
+    from constellation.tracking import Run
+
+STORED_EVERY_EPOCH = ("train/loss", "train/events_per_second")
+
+
+class Report:
+    """Terminal, MLflow and figures of one run; commands decide when, this class how."""
+
+    def __init__(self, run: Run, data: DataSet, store: Store, splits: Splits) -> None:
+        self.run, self.data, self.store, self.splits = run, data, store, splits
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def opening(self, seeds: Sequence[int]) -> None:
+        store, zone = self.store, self.store.schema.timezone
+        self.say(
+            f"{self.data.name}: {store.num_customers:,} customers, {store.num_events:,} events, "
+            f"{format_time(store.manifest.first_time, zone)} to {format_time(store.manifest.observed_until, zone)}"
+        )
+        horizons = ", ".join(str(days) for days in self.splits.windows.horizons_days)
+        self.say(
+            f"select at {format_time(self.splits.val_cutoff, zone)}, refit and test at "
+            f"{format_time(self.splits.test_cutoff, zone)}, horizons {horizons} days, "
+            f"{int(self.splits.held_out_C.sum()):,} customers held out, seeds {list(seeds)}"
+        )
+
+    def epoch(self, run: Run, phase: str, row: Mapping[str, float]) -> None:
+        """One line per epoch; the same numbers go to MLflow under the phase."""
+        shown = [f"{phase} epoch {int(row['epoch']):>3}", f"loss {row['train/loss']:.4f}"]
+        shown += [f"{name.removeprefix('val/')} {row[name]:.4f}" for name in row if _is_headline(name)]
+        shown.append(f"{row['train/events_per_second']:,.0f} events/s")
+        self.say("  ".join(shown))
+        named = {f"{phase}/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
+        run.log_metrics({name: value for name, value in named.items() if math.isfinite(value)}, step=int(row["step"]))
+
+    def curves(self, run: Run, history: Sequence[Mapping[str, float]]) -> None:
+        from constellation.metrics.plots import learning_curves
+
+        run.log_figure("learning_curves", learning_curves(list(history)))
+
+    def spread(self, per_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Mean over seeds under each name, and the standard deviation under ``<name>_sd``."""
+        spread: dict[str, float] = {}
+        for name in per_seed[0]:
+            values = [row[name] for row in per_seed if name in row]
+            spread[name] = statistics.fmean(values)
+            if not name.endswith(("_low", "_high")):
+                spread[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        return spread
+
+    def seeds_table(self, spread: Mapping[str, float], num_seeds: int) -> None:
+        """Mean and spread over seeds of the headline metrics on the test split."""
+        self.say(f"\nmodel over {num_seeds} seeds, mean ± standard deviation")
+        for name in sorted(spread):
+            parts = name.split("/")
+            if parts[0] == "test" and f"{name}_sd" in spread:
+                self.say(f"  {name:<52} {spread[name]:>12.4f} ± {spread[f'{name}_sd']:.4f}")
+
+    def tables(self, evaluation: Evaluation) -> None:
+        """A table per target on the first split that is not validation; the other splits are in metrics.json."""
+        from constellation.metrics.table import print_table
+
+        for split, target in evaluation.groups():
+            if split in ("test", "train"):
+                print()
+                print_table(evaluation, split, target)
+        self.run.log_table("metrics", evaluation.frame())
+
+    def figures(self, evaluation: Evaluation, split: str) -> None:
+        """Decile calibration, Lorenz curves, predicted against realised and PIT, for money over each horizon."""
+        from constellation.metrics import plots
+
+        for group, target in evaluation.groups():
+            if group != split or not target.startswith("value_"):
+                continue
+            for name, figure in plots.value_figures(evaluation, split, target).items():
+                self.run.log_figure(f"{split}_{target}_{name}", figure)
+
+    def slices(self, table: pandas.DataFrame) -> None:
+        """The model's headline metrics by slice, longest money horizon."""
+        targets = [target for target in table["target"].unique() if target.startswith("value_")]
+        if not targets:
+            return
+        chosen = table[(table["target"] == targets[-1]) & (table["system"] == "model")]
+        wanted = [name for name in ("gini_normalised", "mae", "bias_total", "coverage_90") if name in set(chosen["metric"])]
+        wide = chosen.pivot_table(index=["slice", "level", "num_rows"], columns="metric", values="estimate")[wanted]
+        self.say(f"\nmodel, {targets[-1]}, by slice")
+        self.say(wide.reset_index().to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def _is_headline(name: str) -> bool:
+    return name.startswith("val/value_") and name.endswith("/crps") or name == "val/next_product/ndcg_at_10"
+
+
+def history_of(study: Any) -> list[dict[str, float]]:
+    """Epochs of selection, the phase with validation scores, for the learning curves."""
+    return [dict(row) for row in study.selected.history]

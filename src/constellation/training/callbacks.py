@@ -1,0 +1,162 @@
+"""What happens around the steps: selection by a validation score, checkpoints, speed, and the progress bar."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from constellation.journeys.batch import JourneyBatch
+from constellation.journeys.sampling import TrainingBatches
+
+LAST = "last.ckpt"
+
+
+class EpochBatches:
+    """The batches of the epoch at hand, with the time spent making them and the events they held."""
+
+    def __init__(self, batches: TrainingBatches, epoch: Callable[[], int]) -> None:
+        self.batches, self._epoch = batches, epoch
+        self.waiting_seconds, self.num_events = 0.0, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[JourneyBatch]:
+        self.batches.epoch = self._epoch()
+        iterator = iter(self.batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.waiting_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            self.num_events += batch.num_events
+            yield batch
+
+
+class Selection(L.Callback):
+    """Scores each epoch on the validation questions, remembers the best weights, and stops without progress.
+
+    score: returns a dict of validation metrics; monitor names the one that decides; sign is +1 where higher is better.
+    Without a score (refit) it only counts. ``report`` receives one dict per epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Callable[[torch.nn.Module], dict[str, float]] | None,
+        monitor: str | None,
+        sign: int,
+        patience: int,
+        report: Callable[[dict[str, float]], None],
+        data: EpochBatches,
+    ) -> None:
+        self.score, self.monitor, self.sign, self.patience = score, monitor, sign, patience
+        self.report, self.data = report, data
+        self.history: list[dict[str, float]] = []
+        self.best_score, self.best_epoch, self.best_step = -float("inf"), -1, 0
+        self.best_weights: dict[str, torch.Tensor] | None = None
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, learner: Any) -> None:
+        self.data.waiting_seconds, self.data.num_events = 0.0, 0
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
+        if learner.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._start
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {f"train/{name}": value for name, value in learner.take_means().items()}
+        row["train/events_per_second"] = self.data.num_events / max(seconds, 1e-9)
+        row["train/waiting_share"] = self.data.waiting_seconds / max(seconds, 1e-9)
+        if self.score is not None:
+            assert self.monitor is not None
+            metrics = self.score(learner.result)
+            row |= {f"val/{name}": value for name, value in metrics.items()}
+            value = self.sign * metrics[self.monitor]
+            if not value > -float("inf"):
+                value = -float("inf")
+            if value > self.best_score or self.best_weights is None:
+                self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
+                self.best_weights = {name: part.detach().cpu().clone() for name, part in learner.result.state_dict().items()}
+            elif trainer.current_epoch - self.best_epoch >= self.patience:
+                trainer.should_stop = True
+        self.history.append(row)
+        self.report(row)
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("history", "best_score", "best_epoch", "best_step", "best_weights")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+class LastCheckpoint(L.Callback):
+    """Writes ``last.ckpt`` after every epoch, atomically: a killed run finds a whole checkpoint or the previous one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{LAST}.partial"
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            os.replace(partial, self.folder / LAST)
+
+
+class Progress(L.Callback):
+    """A bar over the steps with events per second and time left; silent where nobody watches."""
+
+    def __init__(self, label: str, total_steps: int, data: EpochBatches) -> None:
+        self.label, self.total_steps, self.data = label, total_steps, data
+        self._bar: Any = None
+        self._events, self._start = 0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        from tqdm import tqdm
+
+        self._start = time.perf_counter()
+        self._bar = tqdm(
+            total=self.total_steps,
+            initial=trainer.global_step,
+            desc=self.label,
+            unit="step",
+            mininterval=0.5,
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        )
+
+    def on_train_batch_end(self, trainer: L.Trainer, learner: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        self._events += batch.num_events
+        if self._bar is not None and not self._bar.disable:
+            rate = self._events / max(time.perf_counter() - self._start, 1e-9)
+            self._bar.set_postfix_str(f"{rate:,.0f} events/s", refresh=False)
+            self._bar.update(1)
+
+    def on_train_end(self, trainer: L.Trainer, learner: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: L.Trainer, learner: Any, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of the process so far; of the device where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 2**10 if sys.platform != "darwin" else 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

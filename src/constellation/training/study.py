@@ -1,0 +1,194 @@
+"""Select, then refit: the settings and the number of steps come from the validation cutoff, the weights from the test's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from constellation.answering import answer_all
+from constellation.errors import InputError
+from constellation.journeys.baskets import next_products
+from constellation.journeys.batch import Gatherer
+from constellation.journeys.sampling import TrainingBatches
+from constellation.journeys.splits import Splits
+from constellation.journeys.vocabulary import Vocabulary
+from constellation.journeys.windows import Queries
+from constellation.metrics import LEVELS, value
+from constellation.metrics.ranking import product_columns
+from constellation.model import JourneyModel
+from constellation.training.fit import Fitted, fit
+from constellation.training.learner import OptimizerFactory
+from constellation.training.options import TrainingOptions
+
+HIGHER_IS_BETTER = {"ndcg_at_10", "hit_rate_at_10"}
+
+BuildModel = Callable[[Vocabulary], JourneyModel]
+Report = Callable[[str, dict[str, float]], None]
+
+
+@dataclass
+class Study:
+    """A selected and a refitted model with the vocabularies they read through."""
+
+    selected: Fitted
+    selected_vocabulary: Vocabulary
+    refitted: Fitted
+    vocabulary: Vocabulary
+    monitor: str
+
+
+def select_then_refit(
+    splits: Splits,
+    build: BuildModel,
+    optimizer: OptimizerFactory,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    seed: int,
+    report: Report,
+) -> Study:
+    """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what a resumed run needs."""
+    select_vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.val_cutoff)
+    gatherer = Gatherer(splits.store, select_vocabulary, options.max_events)
+    monitor = choose_monitor(options.monitor, splits, select_vocabulary)
+    _seed(seed)
+    model = build(select_vocabulary)
+    scorer = Scorer(gatherer, splits.val)
+    available = scorer(model)
+    if monitor not in available:
+        raise InputError(f"training.monitor is {monitor!r}; this model has {', '.join(sorted(available))}.")
+    batches = _batches(gatherer, splits, splits.val_cutoff, options, seed)
+    selected = _once(
+        folder / "select",
+        model,
+        lambda: fit(
+            model,
+            batches,
+            optimizer,
+            options,
+            folder / "select",
+            label=f"select (seed {seed})",
+            score=scorer,
+            monitor=monitor,
+            sign=1 if monitor.split("/")[1] in HIGHER_IS_BETTER else -1,
+            report=lambda row: report("select", row),
+        ),
+    )
+    vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.test_cutoff)
+    _seed(seed)
+    refit_model = build(vocabulary)
+    refit_batches = _batches(
+        Gatherer(splits.store, vocabulary, options.max_events), splits, splits.test_cutoff, options, seed
+    )
+    refitted = _once(
+        folder / "refit",
+        refit_model,
+        lambda: fit(
+            refit_model,
+            refit_batches,
+            optimizer,
+            options,
+            folder / "refit",
+            label=f"refit (seed {seed})",
+            num_steps=max(selected.num_steps, 1),
+            schedule_steps=options.max_epochs * len(batches),
+            report=lambda row: report("refit", row),
+        ),
+    )
+    return Study(selected, select_vocabulary, refitted, vocabulary, monitor)
+
+
+def fit_vocabulary(splits: Splits, options: TrainingOptions, train: Queries, until: int) -> Vocabulary:
+    return Vocabulary.fit(
+        splits.store,
+        train,
+        journeys=splits.train_journeys,
+        until=until,
+        windows_days=options.windows_days,
+        min_count=options.min_count,
+    )
+
+
+def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) -> str:
+    """The metric that selects: what was asked for, else CRPS of money over the longest observed horizon."""
+    if monitor is not None:
+        return monitor.removeprefix("val/")
+    observed = [days for days, seen in zip(splits.val.horizons_days, splits.val.observed_QK.all(axis=0), strict=True) if seen]
+    if not observed:
+        raise InputError(
+            "No horizon that starts at val_cutoff ends by test_cutoff, so nothing can be selected. "
+            "Move val_cutoff earlier or shorten horizons_days."
+        )
+    return f"value_{observed[-1]}d/crps"
+
+
+class Scorer:
+    """Point estimates on the validation questions, ``<target>/<metric>``; quick enough for every epoch."""
+
+    def __init__(self, gatherer: Gatherer, queries: Queries) -> None:
+        self.gatherer, self.queries = gatherer, queries
+        self.products = next_products(gatherer.store, gatherer.vocabulary, queries)
+
+    def __call__(self, model: torch.nn.Module) -> dict[str, float]:
+        assert isinstance(model, JourneyModel)
+        answers = answer_all(model, self.gatherer, self.queries, LEVELS)
+        metrics: dict[str, float] = {}
+        realised = {"value": self.queries.value_QK, "purchases": self.queries.purchases_QK}
+        for name, realised_QK in realised.items():
+            for column, days in enumerate(self.queries.horizons_days):
+                target, observed = f"{name}_{days}d", self.queries.observed_QK[:, column]
+                if f"{target}_quantiles" not in answers or not observed.any():
+                    continue
+                truth = realised_QK[observed, column].astype(np.float64)
+                expected = answers[f"{target}_expected"][observed]
+                metrics[f"{target}/crps"] = float(value.crps(truth, answers[f"{target}_quantiles"][observed]).mean())
+                metrics[f"{target}/gini_normalised"] = value.gini_normalised(truth, expected)
+                metrics[f"{target}/bias_total"] = float(expected.sum() / max(truth.sum(), 1e-9) - 1)
+        if "next_product_scores" in answers:
+            columns = product_columns(answers["next_product_scores"], self.products)
+            metrics |= {f"next_product/{name}": float(np.nanmean(column)) for name, column in columns.items()}
+        return metrics
+
+
+def _batches(gatherer: Gatherer, splits: Splits, until: int, options: TrainingOptions, seed: int) -> TrainingBatches:
+    return TrainingBatches(
+        gatherer,
+        splits.train_journeys,
+        until,
+        splits.windows.horizons_days,
+        cutoffs_per_journey=options.cutoffs_per_journey,
+        max_tokens=options.max_tokens,
+        max_journeys=options.max_journeys,
+        earliest=splits.windows.earliest(splits.store),
+        seed=seed,
+    )
+
+
+def _seed(seed: int) -> None:
+    from lightning import seed_everything
+
+    seed_everything(seed, workers=True, verbose=False)
+
+
+def _once(folder: Path, model: JourneyModel, run: Callable[[], Fitted]) -> Fitted:
+    """Run a phase, or take up its result where an interrupted run had finished it."""
+    from safetensors.torch import load_model, save_model
+
+    done, weights = folder / "done.json", folder / "weights.safetensors"
+    if done.exists():
+        load_model(model, str(weights))
+        return Fitted(model=model, **json.loads(done.read_text()))
+    fitted = run()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(fitted.model, str(weights))
+    facts = {name: part for name, part in vars(fitted).items() if name != "model"}
+    partial = folder / "done.json.partial"
+    partial.write_text(json.dumps(facts))
+    os.replace(partial, done)
+    return fitted
