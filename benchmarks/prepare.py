@@ -3,9 +3,9 @@
     python benchmarks/prepare.py                     # the same as: constellation benchmark what=prepare
     python benchmarks/prepare.py 100000 1000000
 
-Each system runs in a fresh process on the same simulated Parquet file and must leave flat arrays, sorted by customer and
-time, on disk. Only Constellation validates, orders ties, sums money, and fingerprints what it wrote. What is measured is
-in ``constellation.commands.benchmark``.
+Each system runs in a fresh process on the same simulated Parquet file and must leave flat arrays, sorted by customer
+and time, on disk. Only Constellation validates, orders ties, sums money, and fingerprints what it wrote. What is
+measured is in ``constellation.commands.benchmark``.
 """
 
 from __future__ import annotations

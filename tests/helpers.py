@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from hypothesis import strategies as st
 
+from constellation.journeys.build import store_from_frame
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Manifest, Store
 from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import Windows, panel
@@ -129,6 +130,19 @@ def make_store(
         amount_sum_N=np.concatenate([[0], np.cumsum(np.round(amount_N * 1e6).astype(np.int64))]),
         purchase_sum_N=np.concatenate([[0], np.cumsum(purchase_N.astype(np.int64))]),
     )
+
+
+def built_store(
+    events: pd.DataFrame,
+    schema: EventSchema | None = None,
+    attributes: pd.DataFrame | None = None,
+    *,
+    observed_until: int | None = None,
+) -> Store:
+    """The same store by the real builder: validated, coded, sorted."""
+    times = pd.to_datetime(events[EVENT_TIME].astype("int64"), unit="us", utc=True)
+    events = events.assign(**{EVENT_TIME: times})
+    return store_from_frame(events, schema or EventSchema(), attributes, observed_until=observed_until)
 
 
 def _clean(cell: Any) -> Any:

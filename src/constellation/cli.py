@@ -4,7 +4,7 @@ Composes ``configs/<command>.yaml`` with Hydra, builds the objects it describes,
 which is a plain function. This is the only file that imports Hydra or OmegaConf, and nothing heavy is imported
 before the configuration has been found good.
 
-Exit codes: 0 done, 1 a defect (with traceback), 2 an input error (one paragraph), 130 Ctrl-C, 143 terminated.
+Exit codes: 0 done, 1 a defect (with traceback), 2 an input error (one paragraph), 130 Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class Composed:
     choices: dict[str, Any]
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -70,8 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             return 1
         return _explain(arguments, f"There is no file or folder {error.filename}.", debug, 2)
-    except Terminated:
-        return _explain(arguments, "terminated", debug, 143)
     except KeyboardInterrupt:
         return _explain(arguments, "stopped", debug, 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -140,15 +134,42 @@ def _compose(command: str, overrides: Sequence[str]) -> Composed:
     from hydra import initialize_config_dir
     from omegaconf import open_dict
 
-    first, *others = [str(folder.absolute()) for folder in config_directories()]
+    folders = [str(folder.absolute()) for folder in config_directories()]
+    # Hydra takes the command's own YAML from one folder only; the others add choices of groups.
+    first = next((folder for folder in folders if (Path(folder) / f"{command}.yaml").is_file()), folders[0])
+    others = [folder for folder in folders if folder != first]
     search = ",".join(_quoted(f"file://{folder}") for folder in others)
     with initialize_config_dir(config_dir=first, version_base="1.3"):
         every = [*overrides, f"hydra.searchpath=[{search}]"]
         config = hydra_compose(config_name=command, overrides=every, return_hydra_config=True)
-    choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if "hydra" not in group}
+    # Hydra tells the choice of each group, but leaves out groups of which several or none are chosen by default.
+    choices = _default_choices(command) | {
+        override.key_or_group: override.value()
+        for override in _parsed(overrides)
+        if choices_of(override.key_or_group) and not override.is_delete()
+    }
+    choices |= {group: choice for group, choice in config.hydra.runtime.choices.items() if "hydra" not in group}
     with open_dict(config):
         del config["hydra"]
     return Composed(config, choices)
+
+
+def _default_choices(command: str) -> dict[str, Any]:
+    """The groups in the defaults list of a command's YAML, with what is chosen there."""
+    from omegaconf import OmegaConf
+
+    for folder in config_directories():
+        path = folder / f"{command}.yaml"
+        if path.is_file():
+            written = OmegaConf.to_container(OmegaConf.load(path))
+            assert isinstance(written, dict)
+            return {
+                str(group).removeprefix("override "): choice
+                for entry in written.get("defaults", [])
+                if isinstance(entry, dict)
+                for group, choice in entry.items()
+            }
+    return {}
 
 
 def _check_kinds(command: str, overrides: Sequence[str], composed: Composed) -> None:
@@ -187,12 +208,7 @@ def _parsed(overrides: Sequence[str]) -> list[Any]:
 
 def _is_value(override: Any, composed: Composed) -> bool:
     """Whether an override sets the value of a key that exists (and does not choose, add or delete)."""
-    return not _is_group(override.key_or_group, composed) and not override.is_add() and not override.is_delete()
-
-
-def _is_group(key: str, composed: Composed) -> bool:
-    # Hydra forgets a group whose default is an empty list.
-    return key in composed.choices or bool(choices_of(key))
+    return override.key_or_group not in composed.choices and not override.is_add() and not override.is_delete()
 
 
 def _diagnosis(command: str, overrides: Sequence[str], error: Exception) -> str:
@@ -211,7 +227,7 @@ def _diagnosis(command: str, overrides: Sequence[str], error: Exception) -> str:
         bare = _compose(command, [])
     except (HydraException, OmegaConfBaseException):
         return f"The configuration of {command} cannot be composed: {said}"
-    groups = [override for override in _parsed(overrides) if _is_group(override.key_or_group, bare)]
+    groups = [override for override in _parsed(overrides) if override.key_or_group in bare.choices]
     for override in groups:
         names = override.value() if isinstance(override.value(), list) else [override.value()]
         known = choices_of(override.key_or_group)
@@ -414,7 +430,7 @@ def _output(command: str, config: Mapping[str, Any]) -> Path:
 
 @contextmanager
 def _listening(*, debug: bool) -> Iterator[None]:
-    """Our warnings go to the terminal, Python's to run.log only; SIGTERM ends the run in good order."""
+    """Our warnings go to the terminal, Python's to run.log only; SIGTERM ends a run as Ctrl-C does."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.INFO if debug else logging.WARNING)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
@@ -422,7 +438,7 @@ def _listening(*, debug: bool) -> Iterator[None]:
     logging.captureWarnings(not debug)
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:

@@ -52,7 +52,7 @@ def command_help(command: str, choices: Mapping[str, Any], settings: str) -> str
         lines += ["", "Groups (group=choice; the one in force in brackets):"]
         width = max(map(len, groups))
         for group, choice in groups.items():
-            chosen = [choice] if isinstance(choice, str) else list(choice or [])
+            chosen: list[str] = [choice] if isinstance(choice, str) else list(choice or [])
             names = [f"[{name}]" if name in chosen else name for name in choices_of(group)]
             lines.append(f"  {group:<{width}}  {' '.join(names)}")
     lines += ["", "Keys and defaults (key=value, nested with dots: a.b=1; ??? must be given):"]

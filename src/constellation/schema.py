@@ -80,9 +80,9 @@ class EventSchema:
 
     def kinds(self) -> dict[str, str]:
         """Kind of every column that may appear, standard columns first."""
-        declared = {name: CATEGORICAL for name in self.categorical}
-        declared |= {name: LIST for name in self.lists}
-        declared |= {name: NUMERIC for name in self.numeric}
+        declared = dict.fromkeys(self.categorical, CATEGORICAL)
+        declared |= dict.fromkeys(self.lists, LIST)
+        declared |= dict.fromkeys(self.numeric, NUMERIC)
         return STANDARD_KINDS | declared
 
 
@@ -147,9 +147,9 @@ def validate(frame: pl.DataFrame, schema: EventSchema) -> tuple[pl.DataFrame, pl
             reject(number.is_infinite().fill_null(False), f"{name} is not finite")
             if name == AMOUNT:
                 # Running sums keep whole millionths in 64 bits.
-                reject((number.abs() >= 1e11).fill_null(False), f"{name} is beyond 1e11")
-            # Adding zero turns -0.0 into 0.0: equal values must be equal bits.
-            columns.append(number.fill_null(float("nan")) + 0.0)
+                reject((number.is_finite() & (number.abs() >= 1e11)).fill_null(False), f"{name} is beyond 1e11")
+            # Equal values must be equal bits: one NaN, and no -0.0, which adding zero removes (polars would skip it).
+            columns.append(pl.Series(name, number.fill_null(float("nan")).fill_nan(float("nan")).to_numpy() + 0.0))
         elif kind == LIST and isinstance(series.dtype, pl.List | pl.Array):
             columns.append(_list_texts(series))
         else:
@@ -164,8 +164,8 @@ def validate(frame: pl.DataFrame, schema: EventSchema) -> tuple[pl.DataFrame, pl
     if not reasons:
         return accepted, frame.clear().with_columns(pl.lit(None, dtype=pl.String).alias("reason"))
     reason = pl.Series("reason", [None], dtype=pl.String).new_from_index(0, frame.height)
-    for bad, text in reversed(reasons):  # the first reason found is the one reported
-        reason = pl.Series("reason", [text]).new_from_index(0, frame.height).zip_with(bad, reason)
+    for bad, why in reversed(reasons):  # the first reason found is the one reported
+        reason = pl.Series("reason", [why]).new_from_index(0, frame.height).zip_with(bad, reason)
     good = reason.is_null()
     return accepted.filter(good), frame.with_columns(reason.alias("reason")).filter(~good)
 
@@ -246,7 +246,7 @@ def times(series: pl.Series, schema: EventSchema) -> pl.Series:
     name, dtype = series.name, series.dtype
     if schema.clock == "order":
         if not dtype.is_integer():
-            raise InputError(f"With clock: order, {name} must be an integer rank; found {dtype}. Cast it in the SELECT.")
+            raise InputError(f"With clock: order, {name} must be an integer rank; found {dtype}. Cast it in SQL.")
         return series.cast(pl.Int64, strict=False)
     if dtype == pl.Null:
         return series.cast(pl.Int64)

@@ -97,6 +97,6 @@ def test_interpolated_quantiles_never_fall(knots, p_zero):
     levels = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
     curve = interpolate_quantiles(levels, np.array([knots]), np.array([p_zero]), LEVELS)[0]
     assert (np.diff(curve) >= -1e-9 * curve[1:]).all()
-    assert (curve[LEVELS <= p_zero] == 0).all()
+    assert (curve[p_zero >= LEVELS] == 0).all()
     exact = interpolate_quantiles(levels, np.array([sorted(knots)]), np.array([0.0]), levels)[0]
     np.testing.assert_allclose(exact, np.expm1(np.maximum(sorted(knots), 0)), rtol=1e-9, atol=1e-12)

@@ -1,6 +1,6 @@
 """The classical models on CDNOW: published parameters, likelihoods, and the `lifetimes` package as an oracle.
 
-Parameters and totals: Fader and Hardie's published fits of the CDNOW sample, and fits of the master. Likelihoods beside.
+Parameters of the sample are Fader and Hardie's; those of the master, likelihoods and totals are of independent fits.
 """
 
 from __future__ import annotations

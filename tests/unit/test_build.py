@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 
 from constellation.errors import InputError
-from constellation.journeys.build import store_from_frame
+from constellation.journeys.build import first_pass, store_from_frame
+from constellation.journeys.rejects import Rejects
+from constellation.journeys.spool import Spool
 from constellation.schema import EventSchema
 
 DAY = 86_400_000_000
@@ -27,7 +29,7 @@ SCHEMA = EventSchema(purchase_types=("purchase",))
 
 def test_events_are_sorted_by_customer_time_and_values() -> None:
     store = store_from_frame(EVENTS, SCHEMA)
-    first_of_january = 1_704_153_599_999_999 - DAY
+    first_of_january = 1_704_153_599_999_999
     assert store.customer_id_C.tolist() == ["ann", "bob"]
     assert store.first_event_C.tolist() == [0, 3, 5]
     assert ((store.time_N - first_of_january) // DAY).tolist() == [0, 1, 1, 0, 2]
@@ -79,7 +81,9 @@ def test_attribute_tables_that_cannot_be_joined_are_refused() -> None:
     with pytest.raises(InputError, match="Int64 in the attributes"):
         store_from_frame(EVENTS, SCHEMA, pl.DataFrame({"customer_id": [1], "age": [1]}))
     with pytest.raises(InputError, match="lacks height"):
-        store_from_frame(EVENTS, EventSchema(attributes=("height",)), pl.DataFrame({"customer_id": ["ann"], "age": [1]}))
+        store_from_frame(
+            EVENTS, EventSchema(attributes=("height",)), pl.DataFrame({"customer_id": ["ann"], "age": [1]})
+        )
 
 
 def test_declared_columns_break_ties_even_if_they_are_not_stored() -> None:
@@ -137,3 +141,10 @@ def test_an_empty_table_with_attributes_gives_customers_without_events() -> None
     assert store.num_events == 0 and store.num_customers == 1
     assert store.last_event(np.array([0]), np.array([0])).tolist() == [-1]
     assert store.amount_sum_N.tolist() == [0]
+
+
+def test_frames_of_a_source_must_agree_in_type() -> None:
+    one = pl.DataFrame({"customer_id": [1], "event_time": ["2024-01-01"], "event_type": ["a"]})
+    two = one.with_columns(customer_id=pl.lit("x"))
+    with pytest.raises(InputError, match="customer_id: first Int64, then String"):
+        first_pass([one, two], EventSchema(), None, spool=Spool(None), rejects=Rejects(None))

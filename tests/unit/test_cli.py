@@ -193,7 +193,15 @@ def test_bare_words_are_runs(toy: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_help_names_groups_choices_defaults_and_examples(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["toy", "engine=big", "--help"]) == 0
     shown = capsys.readouterr().out
-    for part in ("Play with numbers.", "Longer words.", "[big] small", "label: big", "constellation toy engine=big"):
+    for part in (
+        "Play with numbers.",
+        "Longer words.",
+        "[big] small",
+        "label: big",
+        "constellation toy engine=big",
+        "bell light",
+        "strong",
+    ):
         assert part in shown
     assert "constellation.commands.toy" not in sys.modules
     assert not (toy / "outputs").exists()

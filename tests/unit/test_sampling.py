@@ -123,6 +123,15 @@ class TestTrainingBatches:
         ends = {parse_cutoff(f"2017-{day}", zone) for day in days}
         assert set(torch.cat([batch.cutoff_Q for batch in sampler]).tolist()) <= ends
 
+    def test_nothing_is_asked_before_earliest(self) -> None:
+        first = STORE.time_N[STORE.first_event_C[batches().journeys]]
+        sampler = batches(earliest=at(30))
+        cutoff_Q = torch.cat([batch.cutoff_Q for batch in sampler])
+        assert cutoff_Q.min() >= at(30)
+        assert len(cutoff_Q) == 4 * (first <= KNOWN_UNTIL - HORIZONS[0] * DAY).sum()
+        # What is gathered stays the whole journey.
+        assert sum(batch.num_events for batch in sampler) == batches().num_events
+
     def test_who_came_too_late_is_asked_nothing(self) -> None:
         sampler = batches()
         late = STORE.time_N[STORE.first_event_C[sampler.journeys]] > KNOWN_UNTIL - HORIZONS[0] * DAY

@@ -82,7 +82,9 @@ def test_gap_is_read_with_the_offset_before_and_a_repeated_hour_is_its_first() -
 @settings(max_examples=200, deadline=None)
 @given(
     st.datetimes(dt.datetime(1905, 1, 1), dt.datetime(2099, 1, 1)),
-    st.sampled_from(["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "America/Sao_Paulo", "Asia/Kolkata", "UTC"]),
+    st.sampled_from(
+        ["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "America/Sao_Paulo", "Asia/Kolkata", "UTC"]
+    ),
 )
 def test_to_utc_is_the_rule_of_zoneinfo(wall: dt.datetime, timezone: str) -> None:
     wall = wall.replace(fold=0)
@@ -139,9 +141,7 @@ def test_missing_is_a_value_in_optional_columns() -> None:
 
 def test_numbers_that_pandas_made_floats_keep_their_names() -> None:
     schema = EventSchema(categorical=("store",), lists=("tags",))
-    accepted, _ = validate(
-        events(customer_id=[7.0, 8.0], store=[330.0, 1.5], tags=[[1, None, 2], None]), schema
-    )
+    accepted, _ = validate(events(customer_id=[7.0, 8.0], store=[330.0, 1.5], tags=[[1, None, 2], None]), schema)
     assert accepted["customer_id"].to_list() == [7, 8] and accepted["customer_id"].dtype == pl.Int64
     assert accepted["store"].to_list() == ["330", "1.5"]
     assert accepted["tags"].to_list() == [["1", "2"], []]
@@ -176,7 +176,8 @@ def test_a_schema_that_contradicts_itself_is_refused() -> None:
 
 def test_reject_message_counts_and_shows_a_row() -> None:
     message = reject_message(
-        {"event_time is not a time": 3, "amount is not finite": 40}, 100, {"customer_id": 9, "amount": float("inf")}, NEW_YORK
+        {"event_time is not a time": 3, "amount is not finite": 40}, 100, {"customer_id": 9, "amount": 1.0}, NEW_YORK
     )
-    assert "43 of 100" in message and message.index("amount is not finite (40") < message.index("event_time is not a time (3")
+    assert "43 of 100" in message
+    assert message.index("amount is not finite (40") < message.index("event_time is not a time (3")
     assert "customer_id=9" in message and "max_reject_share" in message

@@ -65,8 +65,8 @@ def test_data_inside_a_package_are_found_without_importing_it(root: Path, monkey
 
 
 def test_absent_data_name_the_places_and_the_public_source(root: Path) -> None:
-    source = SqlSource(sql="SELECT 1", locate=["nothing", "package:no_such_package/data"], origin="pip install the-data")
-    with pytest.raises(InputError, match=r"nothing; the installed package no_such_package. pip install the-data"):
+    source = SqlSource(sql="SELECT 1", locate=["nothing", "package:no_such_package/data"], origin="pip install it")
+    with pytest.raises(InputError, match=r"nothing; the installed package no_such_package\. pip install it"):
         source.open(root)
 
 

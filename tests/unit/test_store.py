@@ -13,7 +13,19 @@ import pytest
 from constellation.errors import InputError
 from constellation.journeys.store import Manifest, Store, to_local
 from constellation.schema import EventSchema
-from tests.helpers import BASE, DAY, HOUR, at, events_frame, events_of, make_store, random_store
+from tests.helpers import (
+    BASE,
+    DAY,
+    HOUR,
+    at,
+    built_store,
+    events_frame,
+    events_of,
+    make_store,
+    random_attributes,
+    random_events,
+    random_store,
+)
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -136,6 +148,24 @@ def test_local_parts() -> None:
     weekday, hour = store.local_parts(np.array([at(0, 2), at(0, 5), at(14, 2), -1]))
     assert weekday.tolist() == [1, 2, 1, 2]
     assert hour.tolist() == [21, 0, 22, 18]
+
+
+def test_the_store_by_hand_is_the_store_of_the_builder() -> None:
+    """Most tests stand on ``make_store``; here it is held against what users get."""
+    frame, attributes = random_events(3), random_attributes(3)
+    schema = EventSchema(timezone="America/New_York", lists=("tags",))
+    by_hand, built = make_store(frame, schema, attributes), built_store(frame, schema, attributes)
+    for name in ("customer_id_C", "first_event_C", "time_N", "purchase_N", "amount_sum_N", "purchase_sum_N"):
+        assert np.array_equal(getattr(by_hand, name), getattr(built, name)), name
+    for name in ("schema", "kinds", "num_customers", "num_events", "first_time", "last_time", "observed_until"):
+        assert getattr(by_hand.manifest, name) == getattr(built.manifest, name), name
+    for journey in range(by_hand.num_customers):
+        assert repr(events_of(by_hand, journey)) == repr(events_of(built, journey))
+    for store in (by_hand, built):
+        segments = store.dictionaries["attributes.segment"]
+        found = [segments[code] for code in store.attributes_categorical["segment"]]
+        assert found == [None if pd.isna(segment) else segment for segment in attributes["segment"]]
+        assert np.array_equal(store.attributes_numeric["age"], attributes["age"], equal_nan=True)
 
 
 def test_manifest_round_trip_and_version() -> None:

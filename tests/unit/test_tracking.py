@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,15 @@ def test_a_resumed_run_goes_on_in_folder_and_mlflow(work_folder: Path, tracking:
     assert mlflow_run(second).data.params == {"resume": "None", "new": "1"}
     history = [json.loads(line) for line in (work_folder / "a/history.jsonl").read_text().splitlines()]
     assert [(row["step"], row["value"]) for row in history] == [(0, 2.0), (1, 1.0)]
+
+
+def test_a_run_that_is_still_running_is_not_resumed(work_folder: Path) -> None:
+    with Run.start("a", "train"):
+        state = read(work_folder / "a/run.json")
+        elsewhere = state | {"process": state["process"] | {"pid": os.getppid()}}
+        (work_folder / "a/run.json").write_text(json.dumps(elsewhere))
+        with pytest.raises(InputError, match="still running"):
+            Run.start("a", "train", resume=True)
 
 
 def test_a_folder_that_is_not_empty_is_refused(work_folder: Path) -> None:

@@ -274,6 +274,11 @@ class TestPanel:
         observed = dict(zip(queries.cutoff_Q.tolist(), queries.observed_QK.tolist(), strict=True))
         assert observed == {at(3): [True, True], at(10): [True, True], at(17): [True, False]}
 
+    def test_not_before_the_first_cutoff(self) -> None:
+        windows = Windows("2017-03-20", "2017-03-25", (3, 10), first_cutoff="2017-03-10")
+        queries = panel(TestAsk.STORE, windows, known_until=at(20), journeys=np.arange(3))
+        assert sorted(set(queries.cutoff_Q.tolist())) == [at(10), at(17)]
+
     def test_only_the_given_journeys(self) -> None:
         windows = Windows("2017-03-20", "2017-03-25", (3, 10))
         queries = panel(TestAsk.STORE, windows, known_until=at(20), journeys=np.array([1]))

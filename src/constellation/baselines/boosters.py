@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 TINY = 1e-9
+
+
+def limited_threads(num_threads: int) -> AbstractContextManager[object]:
+    """Within it the boosting library uses so many threads."""
+    # The limit reaches the libraries that are loaded by then, so the one in question comes first.
+    import sklearn.ensemble  # noqa: F401
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return threadpool_limits(num_threads, user_api="openmp")
 
 
 class Booster(ABC):

@@ -45,8 +45,8 @@ class BuyTillYouDie(Baseline):
     - The process counts days. Purchases are days times the training customers' purchases per purchase day; in the
       predictive distribution each day brings one purchase and a Poisson number of further ones.
     - Money is that of purchases: refunds that are events of their own are not modelled.
-    - Where times are unknown (``clock: order``) or nobody bought on two days, there is nothing to say, and money is left
-      out where no repeat has any.
+    - Where times are unknown (``clock: order``) or nobody bought on two days, there is nothing to say; money is left
+      out where no repeat purchase has any.
 
     Expected values and P(zero) are closed forms; quantiles come from ``num_samples`` draws of the posterior predictive
     with parameters fixed, so intervals of totals are too narrow by nature. The same seed gives the same quantiles.

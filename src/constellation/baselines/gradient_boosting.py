@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constellation.baselines.baseline import Baseline, Predictions
-from constellation.baselines.boosters import Booster, MeanBooster, QuantileBooster, ZeroBooster
+from constellation.baselines.boosters import Booster, MeanBooster, QuantileBooster, ZeroBooster, limited_threads
 from constellation.baselines.quantile_curve import interpolate_quantiles
 from constellation.errors import InputError
 
@@ -35,7 +35,8 @@ class GradientBoosting(Baseline):
     The number of trees of each is chosen on ``val`` by its own loss and kept for the refit; without a choice it is
     ``num_trees``. learning_rate, max_leaf_nodes, min_samples_leaf, l2 and column_share are the library's
     ``learning_rate``, ``max_leaf_nodes``, ``min_samples_leaf``, ``l2_regularization`` and ``max_features``.
-    max_rows: larger panels are thinned to so many rows at random.
+    max_rows: larger panels are thinned to so many rows at random. num_threads: of the library; one is about as quick as
+    two on so few rows, and where the cores are busy its threads wait for one another badly.
     """
 
     name = "gradient_boosting"
@@ -52,6 +53,7 @@ class GradientBoosting(Baseline):
         num_trees: int = 40,
         quantile_levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
         max_rows: int = 20_000,
+        num_threads: int = 1,
         seed: int = 0,
     ) -> None:
         self.quantile_levels = np.asarray(sorted(quantile_levels), dtype=np.float64)
@@ -62,7 +64,7 @@ class GradientBoosting(Baseline):
         if not 1 <= num_trees <= max_trees:
             raise InputError(f"num_trees must lie in 1 .. max_trees = {max_trees}, found {num_trees}.")
         self.min_samples_leaf, self.max_trees, self.num_trees = min_samples_leaf, max_trees, num_trees
-        self.max_rows, self.seed = max_rows, seed
+        self.max_rows, self.num_threads, self.seed = max_rows, num_threads, seed
         self.settings: dict[str, Any] = {
             "learning_rate": learning_rate,
             "max_leaf_nodes": max_leaf_nodes,
@@ -77,6 +79,10 @@ class GradientBoosting(Baseline):
         self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
     ) -> None:
         """Train all parts. With ``val`` they grow ``max_trees`` trees each and keep the number best there."""
+        with limited_threads(self.num_threads):
+            self._fit(store, vocabulary, train, val)
+
+    def _fit(self, store: Store, vocabulary: Vocabulary, train: Queries, val: Queries | None) -> None:
         self.vocabulary = vocabulary
         if len(train) > self.max_rows:
             rows = np.random.default_rng(self.seed).choice(len(train), self.max_rows, replace=False)
@@ -107,6 +113,10 @@ class GradientBoosting(Baseline):
                     self.boosters[key] = booster
 
     def predict(self, store: Store, queries: Queries, levels: np.ndarray) -> Predictions:
+        with limited_threads(self.num_threads):
+            return self._predict(store, queries, levels)
+
+    def _predict(self, store: Store, queries: Queries, levels: np.ndarray) -> Predictions:
         features_QF, _ = self._features(store, queries)
         predictions: Predictions = {}
         for days in queries.horizons_days:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 DAYS = 3 * 365
 
 
-def benchmark(run: Run, *, what: str = "prepare", sizes: Sequence[int] = (100_000, 1_000_000, 10_000_000)) -> dict[str, float]:
+def benchmark(
+    run: Run, *, what: str = "prepare", sizes: Sequence[int] = (100_000, 1_000_000, 10_000_000)
+) -> dict[str, float]:
     """Run a benchmark, print its table, and log ``prepare/<system>/<size>/<metric>``; returns the metrics."""
     if what != "prepare":
         raise InputError(f"what must be 'prepare', found {what!r}.")

@@ -42,7 +42,7 @@ def prepare(run: Run, *, data: DataSet, rebuild: bool = False) -> dict[str, Any]
 
 
 class ProgressLine:
-    """One line on stderr with rate and time left, refreshed a few times a second; silent where stderr is no terminal."""
+    """One line on stderr with rate and time left, refreshed a few times a second; silent without a terminal."""
 
     def __init__(self) -> None:
         self.called = False

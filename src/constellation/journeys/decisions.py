@@ -10,6 +10,7 @@ import numpy as np
 
 from constellation.errors import InputError
 from constellation.schema import ACTION, CUSTOMER_ID, EVENT_TYPE
+from constellation.zones import MICROSECONDS_PER_DAY
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 NONE = "none"
 """The action of a decision not to contact."""
 
-MICROSECONDS_PER_DAY = 86_400_000_000
 DECISION_TIME = "decision_time"
 TABLE_COLUMNS = (ACTION, "propensity", "eligible", "cost", "reward", "matured")
 
@@ -50,7 +50,7 @@ class Decisions:
         return len(self.journey_Q)
 
     def to_frame(self, store: Store) -> pl.DataFrame:
-        """As a table: ``customer_id, decision_time, last_event, action, propensity, eligible, cost, reward, matured``."""
+        """As a table with ``customer_id``, ``decision_time``, ``action`` and the rest under their plain names."""
         import polars as pl
 
         times = pl.Series(self.time_Q)
@@ -122,11 +122,13 @@ class DecisionRule:
     def _from_events(self, store: Store, contacts: np.ndarray) -> Decisions:
         journey_Q = _journeys(store, contacts)
         last_event_Q = np.where(contacts > store.first_event_C[journey_Q], contacts - 1, -1)
-        return self._finish(store, journey_Q, store.time_N[contacts], last_event_Q, contacts + 1, *self._chosen(store, contacts))
+        action_Q, actions = self._chosen(store, contacts)
+        return self._finish(store, journey_Q, store.time_N[contacts], last_event_Q, contacts + 1, action_Q, actions)
 
     def _from_grid(self, store: Store, contacts: np.ndarray) -> Decisions:
         assert self.every_days is not None
-        step, end, first = self.every_days * MICROSECONDS_PER_DAY, store.manifest.observed_until, store.manifest.first_time
+        step = self.every_days * MICROSECONDS_PER_DAY
+        end, first = store.manifest.observed_until, store.manifest.first_time
         times = np.arange(end - step, first - 1, -step, dtype=np.int64)[::-1]
         journeys = np.arange(store.num_customers, dtype=np.int64)
         # One date at a time keeps the memory at one row per customer until the rows are known to be wanted.
@@ -135,9 +137,8 @@ class DecisionRule:
             last = store.last_event(journeys, np.full(len(journeys), time))
             seen = np.flatnonzero(last >= 0)
             parts.append((seen, np.full(len(seen), time), last[seen]))
-        journey_Q, time_Q, last_event_Q = (
-            np.concatenate([part[column] for part in parts]) if parts else np.empty(0, dtype=np.int64) for column in range(3)
-        )
+        nothing = np.empty(0, dtype=np.int64)
+        journey_Q, time_Q, last_event_Q = (np.concatenate([nothing, *(part[i] for part in parts)]) for i in range(3))
         order = np.lexsort((time_Q, journey_Q))
         journey_Q, time_Q, last_event_Q = journey_Q[order], time_Q[order], last_event_Q[order]
         place_Q = np.searchsorted(contacts, last_event_Q + 1)
@@ -195,7 +196,7 @@ class DecisionRule:
         if outside.any():
             raise InputError(
                 f"{int(outside.sum()):,} decisions have a propensity outside (0, 1], such as "
-                f"{decisions.propensity_Q[outside][0]:g}. It is the probability with which the chosen action was chosen."
+                f"{decisions.propensity_Q[outside][0]:g}. It is the probability of the chosen action."
             )
         return decisions
 
@@ -245,7 +246,7 @@ class DecisionRule:
 
 def clean_decisions(table: pl.DataFrame | None, schema: Any) -> pl.DataFrame | None:
     """The source's table of decisions with ids and times in the form of the store. Raises InputError."""
-    from constellation.journeys.build import identifiers
+    from constellation.journeys.tables import identifiers
     from constellation.schema import numbers, times
 
     if table is None:
@@ -255,7 +256,7 @@ def clean_decisions(table: pl.DataFrame | None, schema: Any) -> pl.DataFrame | N
         raise InputError(f"The table of decisions lacks {', '.join(missing)}; it has {', '.join(table.columns)}.")
     moments = times(table[DECISION_TIME], schema)
     if moments.null_count():
-        raise InputError(f"{moments.null_count():,} decisions have no valid {DECISION_TIME}. Mend them in decisions_sql.")
+        raise InputError(f"{moments.null_count():,} decisions have no valid {DECISION_TIME}. Mend decisions_sql.")
     columns = [identifiers(table[CUSTOMER_ID], "the table of decisions"), moments]
     for name in TABLE_COLUMNS:
         if name in table.columns:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EVENTS, SUMS, CUSTOMERS, DECISIONS = "events.arrow", "sums.arrow", "customers.arrow", "decisions.arrow"
 JOURNEY, PURCHASE = "_journey", "_purchase"
-"""Columns of ``events.arrow`` that no source column is called: the row of the customer, and whether it is a purchase."""
+"""Columns of ``events.arrow`` beside the source's own: the row of the customer, and whether it is a purchase."""
 ATTRIBUTE = "attributes."
 
 
@@ -124,11 +124,13 @@ class SparseFile:
                 writer.write_batch(batch)
         with pa.memory_map(str(path)) as source:
             whole = source.read_buffer(source.size())
+            # A buffer that is absent (no value is null) has no place and is never written.
             self._places = {
-                name: [None if buffer is None else buffer.address - whole.address for buffer in column.buffers()]
+                name: [-1 if buffer is None else buffer.address - whole.address for buffer in column.buffers()]
                 for name, column in zip(kinds, pa.ipc.open_file(whole).get_batch(0).columns, strict=True)
             }
-        self._kinds, self._filled = kinds, {}
+        self._kinds = kinds
+        self._filled: dict[tuple[str, int], int] = {}
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - closed by __exit__
 
     def append(self, name: str, values: np.ndarray) -> None:
@@ -152,7 +154,7 @@ class SparseFile:
             return
         done = self._filled.get(place, 0)
         self._file.seek(self._places[name][buffer] + done)
-        data = memoryview(array).cast("B")
+        data = memoryview(array.view(np.uint8))  # type: ignore[arg-type]
         self._filled[place] = done + len(data)
         while len(data):
             data = data[self._file.write(data) :]
@@ -168,9 +170,11 @@ class SparseFile:
 
 def event_kinds(kinds: dict[str, str], clock: str) -> dict[str, Any]:
     """Columns of ``events.arrow`` in order."""
-    return {JOURNEY: np.dtype(np.int32), EVENT_TIME: "time" if clock == "time" else np.dtype(np.int64)} | kinds | {
-        PURCHASE: np.dtype(np.uint8)
-    }
+    return (
+        {JOURNEY: np.dtype(np.int32), EVENT_TIME: "time" if clock == "time" else np.dtype(np.int64)}
+        | kinds
+        | {PURCHASE: np.dtype(np.uint8)}
+    )
 
 
 def write_customers(
@@ -179,7 +183,7 @@ def write_customers(
     first_event_C: np.ndarray,
     attributes: dict[str, tuple[np.ndarray, list[str | None] | None]],
 ) -> None:
-    """Write ``customers.arrow``; ``first_event_C`` is [C + 1], attributes are codes with their dictionary, or numbers."""
+    """Write ``customers.arrow``. ``first_event_C`` is [C + 1]; attributes are codes and dictionary, or numbers."""
     import pyarrow as pa
 
     columns = {
@@ -280,7 +284,7 @@ DECISION_COLUMNS = {
 
 
 def write_decisions(directory: Path, decisions: Any, clock: str) -> None:
-    """Write ``decisions.arrow`` from a ``Decisions``; ``customer_id`` can be had from ``customers.arrow`` by ``journey``."""
+    """Write ``decisions.arrow`` from a ``Decisions``; ``journey`` is the row of the customer in ``customers.arrow``."""
     import pyarrow as pa
 
     columns = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,17 +19,17 @@ from constellation.errors import InputError
 from constellation.journeys import layout
 from constellation.journeys.build import (
     Progress,
-    Rejects,
     build_profile,
-    clean_attributes,
     first_pass,
     observed_end,
     write_store,
 )
 from constellation.journeys.dataset import DataSet
 from constellation.journeys.decisions import Decisions, clean_decisions
+from constellation.journeys.rejects import Rejects
 from constellation.journeys.spool import Spool
 from constellation.journeys.store import SCHEMA_VERSION, Manifest, Store
+from constellation.journeys.tables import clean_attributes
 from constellation.paths import cache_folder
 from constellation.schema import CUSTOMER_ID
 
@@ -42,8 +43,8 @@ def prepare(data: DataSet, *, rebuild: bool = False, progress: Progress | None =
     """The memory-mapped store of a data set.
 
     A store whose fingerprint matches (SQL texts, size and time of the files read, schema, decisions, versions) is
-    reused unless ``rebuild``. Two processes may ask at once: each builds beside, the first to finish wins, and the other
-    takes what stands there. Raises InputError for absent data, wrong SQL, missing columns, too many rejects.
+    reused unless ``rebuild``. Two processes may ask at once: each builds beside, the first to finish wins, and the
+    other takes what stands there. Raises InputError for absent data, wrong SQL, missing columns, too many rejects.
     """
     fingerprint = data_fingerprint(data)
     target = store_directory(data, fingerprint)
@@ -156,10 +157,8 @@ def _put_in_place(building: Path, target: Path, rebuild: bool) -> None:
     """Rename the finished store to its place; where another process was first, its store stands."""
     if rebuild and target.exists():
         old = target.parent / f".old-{target.name}-{uuid.uuid4().hex[:8]}"
-        try:
+        with contextlib.suppress(FileNotFoundError):  # another rebuild may have moved it first
             os.rename(target, old)  # whoever has it mapped keeps it until done
-        except FileNotFoundError:  # another rebuild moved it first
-            pass
         shutil.rmtree(old, ignore_errors=True)
     try:
         os.rename(building, target)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from constellation.errors import InputError
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store, to_local
 from constellation.journeys.windows import at_risk, check_horizon, format_time, parse_cutoff
-from constellation.errors import InputError
 from constellation.schema import AMOUNT, CATEGORICAL, EVENT_TYPE, LIST
 
 CHUNK = 4_000_000
@@ -21,7 +21,7 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
     """Counts, span, gaps, events per customer, zero value, and the latest cutoff that each horizon allows.
 
-    ``gap_days``: quantiles of the days between events of a customer (of a sample of customers where the store is large).
+    ``gap_days``: quantiles of the days between events of a customer (of the first ones where the store is large).
     ``longest_silence_days``: the longest run of days without a single event: a hole in the log.
     ``horizons``: per horizon the latest cutoff (a local date), customers at risk there, and the share of them whose net
     value in the horizon is zero.
@@ -36,7 +36,9 @@ def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
         "events_per_customer": _quantiles(per_customer[per_customer > 0]),
         "event_types": _counts(store, EVENT_TYPE),
         "num_values": {
-            name: len(store.dictionaries[name]) - 1 for name, kind in manifest.kinds.items() if kind in (CATEGORICAL, LIST)
+            name: len(store.dictionaries[name]) - 1
+            for name, kind in manifest.kinds.items()
+            if kind in (CATEGORICAL, LIST)
         },
     }
     if store.decisions is not None:
@@ -81,7 +83,7 @@ def format_profile(facts: dict[str, Any]) -> str:
     if facts.get("zero_amount_share") is not None:
         add("zero amounts", f"{facts['zero_amount_share']:.1%} of the events that have an amount")
     if facts.get("num_duplicates"):
-        add("duplicate rows", f"{facts['num_duplicates']:,} (kept; GROUP BY or DISTINCT in the SELECT if they are errors)")
+        add("duplicate rows", f"{facts['num_duplicates']:,} (kept; use DISTINCT in the SELECT if they are errors)")
     if facts.get("num_rejected"):
         reasons = "; ".join(f"{reason} ({count:,})" for reason, count in facts["reject_reasons"].items())
         add("rejected rows", f"{facts['num_rejected']:,} of {facts['num_rows']:,}: {reasons}")

@@ -43,8 +43,9 @@ class TrainingBatches:
     """Batches of one epoch after another, for journeys seen up to ``known_until``.
 
     Each journey comes with ``cutoffs_per_journey`` cutoffs drawn anew every epoch: day ends between its first event (or
-    ``earliest``, where that is later) and ``known_until`` less the shortest horizon. Longer horizons that do not fit are censored. Deterministic in
-    ``(seed, epoch)``, whatever was drawn before, so that a resumed run goes on with the same batches.
+    ``earliest``, where that is later) and ``known_until`` less the shortest horizon. Longer horizons that do not fit
+    are censored. Deterministic in ``(seed, epoch)``, whatever was drawn before, so that a resumed run goes on with the
+    same batches.
 
     A journey of more than ``max_events`` events is cut at one cutoff drawn for the epoch, and all its questions are
     asked there: just what is gathered when the model is used. Its last events with cutoffs before them would instead

@@ -1,7 +1,8 @@
-"""Where events come from: a SELECT run by DuckDB, or a Python function. Both stream, and both can say what they read."""
+"""Where events come from: a SELECT run by DuckDB, or a Python function. Both stream, and can say what they read."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import importlib
@@ -39,8 +40,8 @@ class SqlSource:
 
     sql, attributes_sql, decisions_sql: SQL, or the name of a ``.sql`` file (searched in the working directory, then in
     ``data/`` of the config folders). ``{root}`` stands for the folder found by ``locate``.
-    locate: candidates in order; each a folder, relative to the data root, or ``package:name/sub/folder`` (data inside an
-    installed package), or a mapping with ``folder``, ``needs`` (files that must be there) and its own ``sql``.
+    locate: candidates in order; each a folder, relative to the data root, or ``package:name/sub/folder`` (data inside
+    an installed package), or a mapping with ``folder``, ``needs`` (files that must be there) and its own ``sql``.
     Without candidates ``{root}`` is the data root itself.
     origin: where a person gets the data, for the error when they are absent.
     memory_limit: of DuckDB, which spills to disk beyond it.
@@ -55,7 +56,9 @@ class SqlSource:
 
     def __post_init__(self) -> None:
         if self.sql is None and self.decisions_sql is None:
-            raise InputError("The source has neither sql nor decisions_sql: write the SELECT that yields the event table.")
+            raise InputError(
+                "The source has neither sql nor decisions_sql: write the SELECT that yields the event table."
+            )
 
     def identity(self, root: str | Path | None = None) -> dict[str, Any]:
         """What decides whether a prepared store is still good: the texts, and size and time of each local file read."""
@@ -124,10 +127,8 @@ class SqlSource:
         connection.execute("SET preserve_insertion_order = false")  # the store has its own order
         connection.execute(f"SET temp_directory = '{folder}'")
         connection.execute("SET python_enable_replacements = false")  # a table name must not find a Python variable
-        try:
+        with contextlib.suppress(duckdb.Error):  # a build without zones; a statement that needs them says so itself
             connection.execute("SET TimeZone = 'UTC'")
-        except duckdb.Error:  # a build without time zones; a statement that needs them says so itself
-            pass
         return connection
 
     def _stream(self, statement: str | None) -> Iterator[pl.DataFrame]:
@@ -216,14 +217,14 @@ class FunctionSource:
 
     def open(self, root: str | Path | None = None) -> Tables:
         """Call the function. Raises InputError where it is not found or returns something else."""
-        from constellation.journeys.build import as_polars
+        from constellation.journeys.tables import as_polars
 
         result = self._callable()(root=data_root(root), **self.arguments)
         given = dict(result) if isinstance(result, Mapping) else {"events": result}
         unknown = sorted(given.keys() - {"events", "attributes", "decisions"})
         if unknown:
             raise InputError(
-                f"{self.function} returned tables named {', '.join(unknown)}; events, attributes and decisions are known."
+                f"{self.function} returned tables named {', '.join(unknown)}; known are events, attributes, decisions."
             )
         attributes, decisions = given.get("attributes"), given.get("decisions")
         return Tables(
@@ -244,7 +245,7 @@ class FunctionSource:
 
 
 def _chunks(events: Any) -> Iterator[pl.DataFrame]:
-    from constellation.journeys.build import as_polars
+    from constellation.journeys.tables import as_polars
 
     if events is None:
         return

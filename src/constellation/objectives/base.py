@@ -11,6 +11,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
 
+HEAD_STD = 0.02
+"""Weights of a head start so small that every customer starts with the distribution of the training data."""
+
 
 @dataclass
 class Loss:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from constellation.encoders.events import EMBEDDING_STD
 from constellation.journeys.vocabulary import FIRST_KNOWN
-from constellation.objectives.base import Loss, Objective
+from constellation.objectives.base import HEAD_STD, Loss, Objective
 from constellation.objectives.repeats import RepeatedProducts
 from constellation.schema import EVENT_TYPE, PRODUCT
 
@@ -102,7 +101,7 @@ class _Output(nn.Module):
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
-        self.embedding_VD = nn.Parameter(torch.randn(size, width) * EMBEDDING_STD)
+        self.embedding_VD = nn.Parameter(torch.randn(size, width) * HEAD_STD)
         self.bias_V = nn.Parameter(torch.zeros(size))
 
     def forward(self, query_RD: Tensor) -> Tensor:

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from constellation.distributions.negative_binomial import NegativeBinomial
-from constellation.objectives.base import Loss, Objective
+from constellation.objectives.base import HEAD_STD, Loss, Objective
 from constellation.objectives.families import Family, ordered, ordered_start
 
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
     from constellation.journeys.vocabulary import Vocabulary
-
-HEAD_STD = 0.02
-"""Every customer starts with the distribution of the training data."""
 
 MAX_LOG_MEAN = 7.0
 """Expected money is capped at e^7 (1,100) times the training mean."""

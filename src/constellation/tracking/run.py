@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import shutil
 import sys
 import threading
@@ -117,6 +118,8 @@ class Run:
                 f"The output folder {folder} is not empty. Choose another with output=DIR, "
                 "or write into it with overwrite=true."
             )
+        if resume and rank == 0:
+            _check_at_rest(folder)
         tracking = tracking if tracking is not None else NullTracking()
         named = tracking.run_name if isinstance(tracking, Tracking) else None
         name = named or f"{command} {datetime.now():%Y-%m-%d %H:%M:%S}"
@@ -290,6 +293,7 @@ class Run:
                 "command": self.command,
                 "name": self.name,
                 "status": self.status,
+                "process": {"host": platform.node(), "pid": os.getpid()},
                 "overrides": self.overrides,
                 "started": self._started.isoformat(timespec="microseconds"),
                 "ended": ended,
@@ -302,3 +306,18 @@ class Run:
 def _earlier_mlflow_run(folder: Path) -> str | None:
     path = folder / "run.json"
     return json.loads(path.read_text(encoding="utf-8"))["mlflow_run_id"] if path.is_file() else None
+
+
+def _check_at_rest(folder: Path) -> None:
+    """Two processes must not write one run. Raises InputError when the run's process is still alive on this machine."""
+    path = folder / "run.json"
+    state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if state.get("status") != RUNNING or state["process"]["host"] != platform.node():
+        return
+    import psutil
+
+    if state["process"]["pid"] != os.getpid() and psutil.pid_exists(state["process"]["pid"]):
+        raise InputError(
+            f"The run in {folder} is still running, as process {state['process']['pid']}. "
+            "Stop it first (Ctrl-C), or name another run."
+        )

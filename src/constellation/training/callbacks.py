@@ -27,6 +27,7 @@ class EpochBatches:
         self.waiting_seconds, self.num_events = 0.0, 0
 
     def __len__(self) -> int:
+        self.batches.epoch = self._epoch()  # plans of two epochs may differ by a batch
         return len(self.batches)
 
     def __iter__(self) -> Iterator[JourneyBatch]:

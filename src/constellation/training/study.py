@@ -54,6 +54,8 @@ def select_then_refit(
     report: Report,
 ) -> Study:
     """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what a resumed run needs."""
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
     select_vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.val_cutoff)
     gatherer = Gatherer(splits.store, select_vocabulary, options.max_events)
     monitor = choose_monitor(options.monitor, splits, select_vocabulary)
