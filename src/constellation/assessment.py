@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from constellation.errors import InputError
 from constellation.journeys.baskets import next_products, recent_products
 from constellation.journeys.store import Store
 from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import Queries
-from constellation.metrics import LEVELS
 from constellation.metrics.evaluate import Evaluation, equal_count_labels
 from constellation.metrics.ranking import concatenate, product_columns
 
@@ -19,7 +19,7 @@ RECENT_DAYS = 30  # what was bought in so many days before the cutoff is not new
 CHUNK_QUERIES = 8192  # product scores are [chunk, V] and are ranked before the next chunk is asked
 
 Predict = Callable[[Queries], Mapping[str, np.ndarray]]
-"""Answers of one system to questions, by the names of ``Predictions`` in docs/design.md, at ``LEVELS``."""
+"""Answers of one system to questions, by the names of ``Predictions`` in docs/design.md, at ``metrics.LEVELS``."""
 
 
 @dataclass
@@ -52,9 +52,7 @@ class Assessment:
                         continue
                     said = {key: values[rows] for key, values in answers.items() if key.startswith(f"{target}_")}
                     realised = realised_QK[rows, column].astype(np.float64)
-                    self.evaluation.add_value(
-                        split, target, system, realised, said, self.customer_Q[rows], observed
-                    )
+                    self.evaluation.add_value(split, target, system, realised, said, self.customer_Q[rows], observed)
             if products:
                 columns = {key: values[rows] for key, values in products.items()}
                 self.evaluation.add_products(split, system, columns, self.customer_Q[rows])
@@ -80,8 +78,6 @@ class Assessment:
 
 def slice_labels(store: Store, vocabulary: Vocabulary, queries: Queries, names: list[str]) -> dict[str, np.ndarray]:
     """Labels of each query by ``tenure``, ``recency``, ``spend_decile``, or the name of a categorical attribute."""
-    from constellation.errors import InputError
-
     features_QF = vocabulary.aggregates.compute(store, queries.journey_Q, queries.cutoff_Q, queries.last_event_Q)
     place = {name: column for column, name in enumerate(vocabulary.aggregates.names)}
     labels: dict[str, np.ndarray] = {}
@@ -106,8 +102,3 @@ def _days(days_Q: np.ndarray, edges: tuple[int, ...]) -> np.ndarray:
     names = [f"{low:03d}-{high:03d} days" for low, high in zip((0, *edges), edges, strict=False)]
     names.append(f"over {edges[-1]:03d} days")
     return np.array(names, dtype=object)[np.searchsorted(edges, np.nan_to_num(days_Q, nan=np.inf), side="left")]
-
-
-def level_grid() -> np.ndarray:
-    """The quantile levels that every system answers at."""
-    return np.asarray(LEVELS)

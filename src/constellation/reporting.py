@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from constellation.journeys.splits import Splits
 from constellation.journeys.store import Store
@@ -14,18 +14,16 @@ from constellation.metrics.evaluate import Evaluation
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
-    from constellation.journeys.dataset import DataSet
     from constellation.tracking import Run
-
-STORED_EVERY_EPOCH = ("train/loss", "train/events_per_second")
 
 
 class Report:
     """Terminal, MLflow and figures of one run; commands decide when, this class how."""
 
-    def __init__(self, run: Run, data: DataSet, store: Store, splits: Splits) -> None:
-        self.run, self.data, self.store, self.splits = run, data, store, splits
+    def __init__(self, run: Run, name: str, store: Store, splits: Splits) -> None:
+        self.run, self.name, self.store, self.splits = run, name, store, splits
 
     def say(self, line: str) -> None:
         print(line, flush=True)
@@ -33,7 +31,7 @@ class Report:
     def opening(self, seeds: Sequence[int]) -> None:
         store, zone = self.store, self.store.schema.timezone
         self.say(
-            f"{self.data.name}: {store.num_customers:,} customers, {store.num_events:,} events, "
+            f"{self.name}: {store.num_customers:,} customers, {store.num_events:,} events, "
             f"{format_time(store.manifest.first_time, zone)} to {format_time(store.manifest.observed_until, zone)}"
         )
         horizons = ", ".join(str(days) for days in self.splits.windows.horizons_days)
@@ -52,28 +50,29 @@ class Report:
         named = {f"{phase}/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
         run.log_metrics({name: value for name, value in named.items() if math.isfinite(value)}, step=int(row["step"]))
 
-    def curves(self, run: Run, history: Sequence[Mapping[str, float]]) -> None:
+    def curves(self, history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
+        """Learning curves of the selection, whose epochs have validation scores."""
         from constellation.metrics.plots import learning_curves
 
-        run.log_figure("learning_curves", learning_curves(list(history)))
+        return learning_curves([dict(row) for row in history], best_epoch=best_epoch)
 
-    def spread(self, per_seed: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def spread(self, of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
         """Mean over seeds under each name, and the standard deviation under ``<name>_sd``."""
         spread: dict[str, float] = {}
-        for name in per_seed[0]:
-            values = [row[name] for row in per_seed if name in row]
+        for name in of_seeds[0]:
+            values = [metrics[name] for metrics in of_seeds if name in metrics]
             spread[name] = statistics.fmean(values)
             if not name.endswith(("_low", "_high")):
                 spread[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else 0.0
         return spread
 
-    def seeds_table(self, spread: Mapping[str, float], num_seeds: int) -> None:
-        """Mean and spread over seeds of the headline metrics on the test split."""
-        self.say(f"\nmodel over {num_seeds} seeds, mean ± standard deviation")
-        for name in sorted(spread):
-            parts = name.split("/")
-            if parts[0] == "test" and f"{name}_sd" in spread:
-                self.say(f"  {name:<52} {spread[name]:>12.4f} ± {spread[f'{name}_sd']:.4f}")
+    def seeds_table(self, of_seeds: Sequence[Mapping[str, float]]) -> None:
+        """Mean and spread over seeds on the test split."""
+        spread = self.spread(of_seeds)
+        self.say(f"\nmodel on test, mean and standard deviation over {len(of_seeds)} seeds")
+        for name in spread:
+            if name.startswith("test/") and f"{name}_sd" in spread:
+                self.say(f"  {name.removeprefix('test/'):<46} {spread[name]:>12.4f} ± {spread[f'{name}_sd']:.4f}")
 
     def tables(self, evaluation: Evaluation) -> None:
         """A table per target on the first split that is not validation; the other splits are in metrics.json."""
@@ -101,16 +100,12 @@ class Report:
         if not targets:
             return
         chosen = table[(table["target"] == targets[-1]) & (table["system"] == "model")]
-        wanted = [name for name in ("gini_normalised", "mae", "bias_total", "coverage_90") if name in set(chosen["metric"])]
+        present = set(chosen["metric"])
+        wanted = [name for name in ("gini_normalised", "mae", "bias_total", "coverage_90") if name in present]
         wide = chosen.pivot_table(index=["slice", "level", "num_rows"], columns="metric", values="estimate")[wanted]
         self.say(f"\nmodel, {targets[-1]}, by slice")
         self.say(wide.reset_index().to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
 def _is_headline(name: str) -> bool:
-    return name.startswith("val/value_") and name.endswith("/crps") or name == "val/next_product/ndcg_at_10"
-
-
-def history_of(study: Any) -> list[dict[str, float]]:
-    """Epochs of selection, the phase with validation scores, for the learning curves."""
-    return [dict(row) for row in study.selected.history]
+    return (name.startswith("val/value_") and name.endswith("/crps")) or name == "val/next_product/ndcg_at_10"

@@ -31,11 +31,12 @@ def evaluate(
     Baselines are fitted with horizons that end at or before the cutoff. A cutoff before the one the bundle was refitted
     at is scored under the split ``train``, for the model has seen what follows it.
     """
-    from constellation.assessment import Assessment, level_grid, slice_labels
+    from constellation.assessment import Assessment, slice_labels
     from constellation.bundle import Bundle
     from constellation.journeys.prepare import prepare
     from constellation.journeys.splits import Splits
     from constellation.journeys.windows import parse_cutoff
+    from constellation.metrics import LEVELS
     from constellation.metrics.evaluate import Evaluation
     from constellation.reporting import Report
 
@@ -51,10 +52,10 @@ def evaluate(
         # The number of boosting steps is chosen one longest horizon before the cutoff asked for.
         windows = replace(windows, val_cutoff=_days_before(windows.test_cutoff, windows.horizons_days[-1]))
     splits = Splits(store, windows)
-    report = Report(run, data, store, splits)
-    run.log_dataset(data.name, store.manifest.fingerprint, profile=store.manifest.profile)
+    report = Report(run, data.name, store, splits)
+    run.log_dataset(data.name, store.manifest.content, profile=store.manifest.profile)
     run.set_tag("trained", trained.name)
-    seen = at < refitted_at and bundle.trained_on.get("fingerprint") == store.manifest.fingerprint
+    seen = at < refitted_at and bundle.trained_on.get("fingerprint") == store.manifest.content
     split = "train" if seen else "test"
     if seen:
         report.say(
@@ -64,13 +65,12 @@ def evaluate(
     rows = {split: np.ones(len(splits.test), dtype=bool), f"{split}_new": splits.test_is_new_Q}
     evaluation = Evaluation(num_resamples=num_resamples)
     assessment = Assessment(evaluation, store, bundle.vocabulary, splits.test, rows)
-    levels = level_grid()
-    assessment.add("model", lambda queries: bundle.predict_store(store, queries, levels))
+    assessment.add("model", lambda queries: bundle.predict_store(store, queries, LEVELS))
     for name, system in (baseline or {}).items():
         report.say(f"baseline {name}")
         system.fit(store, bundle.vocabulary, splits.select_panel, until=splits.val_cutoff, val=splits.val)
         system.fit(store, bundle.vocabulary, splits.refit_panel, until=splits.test_cutoff, val=None)
-        assessment.add(name, partial(system.predict, store, levels=levels))
+        assessment.add(name, partial(system.predict, store, levels=LEVELS))
     run.log_metrics(evaluation.flat())
     if slices:
         labels = slice_labels(store, bundle.vocabulary, splits.test, list(slices))

@@ -15,9 +15,9 @@ from constellation.journeys.windows import Queries, Windows, ask, at_risk, held_
 class Splits:
     """All questions follow from the store and the windows.
 
-    Selection trains on horizons that end at or before the validation cutoff and is scored at it, on horizons that end at
-    or before the test cutoff; the refit trains on horizons that end at or before the test cutoff. Customers held out are
-    in neither; the test asks everybody at risk.
+    Selection trains on horizons that end at or before the validation cutoff and is scored at it, on horizons that end
+    at or before the test cutoff; the refit trains on horizons that end at or before the test cutoff. Customers held out
+    are in neither; the test asks everybody at risk.
     """
 
     store: Store

@@ -75,7 +75,7 @@ class Selection(L.Callback):
         if learner.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._start
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {f"train/{name}": value for name, value in learner.take_means().items()}
         row["train/events_per_second"] = self.data.num_events / max(seconds, 1e-9)
         row["train/waiting_share"] = self.data.waiting_seconds / max(seconds, 1e-9)
@@ -88,7 +88,8 @@ class Selection(L.Callback):
                 value = -float("inf")
             if value > self.best_score or self.best_weights is None:
                 self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
-                self.best_weights = {name: part.detach().cpu().clone() for name, part in learner.result.state_dict().items()}
+                weights = learner.result.state_dict()
+                self.best_weights = {name: part.detach().cpu().clone() for name, part in weights.items()}
             elif trainer.current_epoch - self.best_epoch >= self.patience:
                 trainer.should_stop = True
         self.history.append(row)

@@ -69,9 +69,7 @@ def fit(
     )
     trainer: L.Trainer
     data = EpochBatches(batches, lambda: trainer.current_epoch)
-    selection = Selection(
-        score=score, monitor=monitor, sign=sign, patience=options.patience, report=report, data=data
-    )
+    selection = Selection(score=score, monitor=monitor, sign=sign, patience=options.patience, report=report, data=data)
     trainer = L.Trainer(
         max_steps=num_steps,
         max_epochs=-1,

@@ -21,7 +21,7 @@ class Learner(L.LightningModule):
     """Trains a :class:`JourneyModel`. Keeps running sums of the losses as tensors, read once per epoch.
 
     total_steps: length of the learning-rate schedule, a linear warm-up and a cosine down to ``final_rate``.
-    averaging: decay of an exponential moving average of the weights, which is what is scored and kept; 0 keeps the last.
+    averaging: decay of an exponential moving average of the weights, which is scored and kept; 0 keeps the last.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Learner(L.LightningModule):
         self.model = model
         self._optimizer = optimizer
         self.total_steps, self.warmup_share, self.final_rate = total_steps, warmup_share, final_rate
+        self.weights = {name: float(part.weight) for name, part in model.objectives.items()}  # type: ignore[arg-type]
         self.averaging = averaging
         self.averaged = copy.deepcopy(model).requires_grad_(False) if averaging else None
         self.sums: dict[str, Tensor] = {}
@@ -56,19 +57,15 @@ class Learner(L.LightningModule):
                 torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
 
     def training_step(self, batch: JourneyBatch, batch_index: int) -> Tensor:
-        losses = self.model.loss(batch)
         total = torch.zeros((), device=self.device)
-        for name, loss in losses.items():
-            mean = loss.total / loss.count.clamp(min=1)
-            total = total + self.model.objectives[name].weight * mean
+        for name, loss in self.model.loss(batch).items():
+            total = total + self.weights[name] * loss.mean
             self._add(f"{name}/loss", loss.total.detach(), loss.count.detach())
         self._add("loss", total.detach(), torch.ones_like(total))
         return total
 
     def _add(self, name: str, total: Tensor, count: Tensor) -> None:
-        pair = torch.stack([total.double(), count.double()]) if total.device.type != "mps" else torch.stack(
-            [total.float(), count.float()]
-        )
+        pair = torch.stack([total.float(), count.float()])
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def take_means(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Select, then refit: the settings and the number of steps come from the validation cutoff, the weights from the test's."""
+"""Select, then refit: steps and settings come from the validation cutoff, the weights from the test cutoff."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ class Study:
     vocabulary: Vocabulary
     monitor: str
 
+    def facts(self) -> dict[str, float]:
+        """Numbers of the training itself, named as in ``metrics.json``."""
+        return {
+            "train/select_steps": float(self.selected.num_steps),
+            "train/select_best_epoch": float(self.selected.best_epoch),
+            "train/refit_steps": float(self.refitted.num_steps),
+            "train/events_per_second": self.selected.events_per_second,
+            "train/waiting_share": self.selected.waiting_share,
+            "train/peak_memory_gib": max(self.selected.peak_memory_gib, self.refitted.peak_memory_gib),
+            "train/num_parameters": float(sum(part.numel() for part in self.refitted.model.parameters())),
+        }
+
 
 def select_then_refit(
     splits: Splits,
@@ -53,7 +65,7 @@ def select_then_refit(
     seed: int,
     report: Report,
 ) -> Study:
-    """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what a resumed run needs."""
+    """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what resuming needs."""
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     select_vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.val_cutoff)
@@ -121,7 +133,8 @@ def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) 
     """The metric that selects: what was asked for, else CRPS of money over the longest observed horizon."""
     if monitor is not None:
         return monitor.removeprefix("val/")
-    observed = [days for days, seen in zip(splits.val.horizons_days, splits.val.observed_QK.all(axis=0), strict=True) if seen]
+    seen_QK = splits.val.observed_QK
+    observed = [days for column, days in enumerate(splits.val.horizons_days) if seen_QK[:, column].all()]
     if not observed:
         raise InputError(
             "No horizon that starts at val_cutoff ends by test_cutoff, so nothing can be selected. "
