@@ -79,10 +79,10 @@ def _store(bundle: Bundle, data: DataSet) -> Store:
 
     store = prepare(data)
     trained_on = bundle.trained_on.get("fingerprint")
-    if trained_on is not None and trained_on != store.manifest.fingerprint:
+    if trained_on is not None and trained_on != store.manifest.content:
         raise InputError(
             f"The run was trained on the data set {bundle.trained_on.get('data')} with fingerprint {trained_on}; the "
-            f"data set {data.name} here has {store.manifest.fingerprint}. Name that one, or leave data out."
+            f"data set {data.name} here has {store.manifest.content}. Name that one, or leave data out."
         )
     return store
 

@@ -64,6 +64,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._resumed = resume
         earlier = _earlier_mlflow_run(folder) if resume else None
+        self._before = _records(folder) if resume else {}
         if not resume:
             for stale in ("metrics.json", "history.jsonl"):
                 (folder / stale).unlink(missing_ok=True)
@@ -102,7 +103,8 @@ class Run:
         """Begin a run in a new or empty folder.
 
         With ``overwrite`` a folder that is not empty is written into; files of other names stay as they are.
-        With ``resume`` the folder is that of an earlier run, which goes on: history and MLflow run are continued.
+        With ``resume`` the folder is that of an earlier run, which goes on: history and MLflow run are continued. Where
+        it is refused (an InputError before its first metric) the run stays as it was.
         ``overrides``, what the command line changed in the configuration, is kept so that a run can be repeated.
         Without ``tracking`` MLflow is left out. Raises InputError when the folder is not empty or is a file.
         In a process of a higher rank (torchrun, Lightning DDP) the run is silent: a folder inside, no MLflow.
@@ -247,6 +249,17 @@ class Run:
             self.environment["torch_threads"] = sys.modules["torch"].get_num_threads()
             write_json(self.folder / "environment.json", self.environment)
         self._write_state()
+        self._end(status)
+
+    def _withdraw(self) -> None:
+        """Leave the run as it was before it was to go on: its records, and its status in MLflow."""
+        before = json.loads(self._before["run.json"])["status"]
+        self.status = KILLED if before == RUNNING else before  # a power cut had no time to say so
+        for name, text in self._before.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+        self._end(self.status)
+
+    def _end(self, status: str) -> None:
         try:
             self.flush()
             if self._mlflow is not None:
@@ -271,8 +284,12 @@ class Run:
         said = f"{'killed' if killed else 'failed'}: {type(error).__name__}: {error}"
         exc_info = (type(error), error, trace)
         self._log_handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, said, (), exc_info))
+        refused = isinstance(error, InputError) and "run.json" in self._before and not self.metrics
         try:
-            self.close(KILLED if killed else FAILED)
+            if refused and self.status == RUNNING:
+                self._withdraw()
+            else:
+                self.close(KILLED if killed else FAILED)
         except Exception:  # the error that ended the run is the one to be seen, not its echo in the tracking
             log.exception("The end of the run could not be tracked.")
 
@@ -306,6 +323,12 @@ class Run:
 def _earlier_mlflow_run(folder: Path) -> str | None:
     path = folder / "run.json"
     return json.loads(path.read_text(encoding="utf-8"))["mlflow_run_id"] if path.is_file() else None
+
+
+def _records(folder: Path) -> dict[str, str]:
+    """What an earlier run wrote about itself, by file name."""
+    paths = [folder / name for name in ("run.json", "config.yaml", "environment.json", "metrics.json")]
+    return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
 
 
 def _check_at_rest(folder: Path) -> None:

@@ -15,8 +15,8 @@ class TrainingOptions:
     better validation score. monitor: ``<target>/<metric>`` on the validation cutoff, such as ``value_91d/crps``; null
     takes the CRPS of money over the longest horizon that the validation span covers, else NDCG@10 of the products.
     max_tokens, max_journeys: the most events and journeys of a batch. max_events: a journey keeps its last so many.
-    gradient_clip: largest norm of a step's gradient; 0 never clips. Money is heavy-tailed: clipping shrinks just the steps
-    that the best customers cause, and with a norm of 1 every total came out 5 to 10 % too low, on the training data too.
+    gradient_clip: largest norm of a step's gradient; 0 never clips. Money is heavy-tailed: clipping shrinks just the
+    steps that the best customers cause; at a norm of 1 every total came out 5 to 10 % low, in training too.
     cutoffs_per_journey: questions drawn per journey and epoch. warmup_share: of all steps, with a rising learning rate,
     which then falls along a cosine to ``final_rate`` of its peak.
     averaging: decay of the moving average of the weights that is scored and kept; 0 keeps the last weights.
