@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from constellation.cli import main
-from constellation.schema import CUSTOMER_ID, EVENT_TIME, LIST, PRODUCT
+from constellation.schema import CUSTOMER_ID, EVENT_TIME, PRODUCT
 from constellation.worlds.spenders import SpendersWorld
 
 MARK = "zq7xvk"
@@ -260,7 +260,7 @@ def test_mlflow_holds_params_metrics_tags_dataset_and_artefacts(trained: Trained
     assert len(client.get_metric_history(run.info.run_id, "select/train/loss")) == 2
     tags = run.data.tags
     manifest = next((trained.folder.parent / ".constellation" / "stores").glob("people-*/manifest.json"))
-    assert tags["data_fingerprint"] == json.loads(manifest.read_text())["fingerprint"]
+    assert tags["data_fingerprint"] == json.loads(manifest.read_text())["content"]
     assert (tags["seed"], tags["purpose"], tags["encoder"], tags["data"]) == ("0", "test", "gru", "people")
     commit = json.loads((trained.folder / "environment.json").read_text())["commit"]
     assert commit is None or tags["commit"].startswith(commit)
@@ -305,7 +305,7 @@ def test_the_bundle_answers_raw_events_as_the_run_did(trained: Trained, folder: 
 def test_score_takes_parquet_and_csv(trained: Trained, inside: Path) -> None:
     events = pl.read_parquet("data/events.parquet")
     attributes = pl.read_parquet("data/attributes.parquet")
-    assert events.schema[PRODUCT] == pl.List(pl.String), LIST
+    assert events.schema[PRODUCT] == pl.List(pl.String)
     joined = pl.col(PRODUCT).list.join("|")
     events.with_columns(joined, pl.col(EVENT_TIME).dt.strftime("%Y-%m-%dT%H:%M:%S%.6f%:z")).write_csv("events.csv")
     attributes.write_csv("attributes.csv")
@@ -318,6 +318,15 @@ def test_score_takes_parquet_and_csv(trained: Trained, inside: Path) -> None:
         answers = pd.read_parquet(f"scored_{kind}/predictions.parquet").set_index(CUSTOMER_ID)["value_91d_expected"]
         np.testing.assert_allclose(answers.loc[said.index], said, rtol=1e-5)
     assert len(pd.read_csv("scored_csv/predictions.csv")) == len(answers)
+
+
+def test_export_compares_with_the_data_of_the_run(trained: Trained, inside: Path) -> None:
+    assert main(["export", "run=one", "num_customers=50", "to=exported", "tracking=none", "output=export"]) == 0
+    metrics = json.loads((inside / "export" / "metrics.json").read_text())
+    assert metrics["export/num_customers_compared"] == 50
+    assert metrics["export/largest_difference"] <= 1e-5
+    exported, own = (inside / "exported" / "weights.safetensors", trained.folder / "bundle" / "weights.safetensors")
+    assert exported.read_bytes() == own.read_bytes()
 
 
 def test_evaluate_at_another_cutoff_with_slices(
@@ -376,7 +385,7 @@ def test_seeds_are_children_with_mean_and_spread(seeds: Trained, client: Any) ->
         assert seeds.metrics[name] == pytest.approx((first + second) / 2)
         assert seeds.metrics[f"{name}_sd"] == pytest.approx(abs(first - second) / 2**0.5)
         assert seeds.metrics[f"test/value_91d/model_seed_1/{metric}"] == pytest.approx(second)
-    assert "model over 2 seeds" in seeds.printed
+    assert "over 2 seeds" in seeds.printed
     for child in children:
         assert child.state["status"] == "FINISHED"
         assert (child.folder / "bundle" / "weights.safetensors").is_file()
@@ -384,8 +393,8 @@ def test_seeds_are_children_with_mean_and_spread(seeds: Trained, client: Any) ->
         assert run.data.tags["mlflow.parentRunId"] == seeds.state["mlflow_run_id"]
         assert run.info.status == "FINISHED"
     assert client.get_run(seeds.state["mlflow_run_id"]).data.tags["seed"] == "0,1"
-    weights = [folder / "bundle" / "weights.safetensors" for folder in (seeds.folder, *(c.folder for c in children))]
-    assert weights[0].read_bytes() == weights[1].read_bytes() != weights[2].read_bytes()
+    first, second = ((child.folder / "bundle" / "weights.safetensors").read_bytes() for child in children)
+    assert first != second
 
 
 def test_compare_two_runs(trained: Trained, seeds: Trained, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:

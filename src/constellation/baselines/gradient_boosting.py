@@ -88,7 +88,10 @@ class GradientBoosting(Baseline):
             rows = np.random.default_rng(self.seed).choice(len(train), self.max_rows, replace=False)
             train = train.take(np.sort(rows))
         features_QF, categorical_F = self._features(store, train)
-        val_features_QF = None if val is None else self._features(store, val)[0]
+        # The library cannot bin a column without one known value, such as a duration where only the order is known.
+        self.known_F = ~np.isnan(features_QF).all(axis=0)
+        features_QF, categorical_F = features_QF[:, self.known_F], categorical_F[self.known_F]
+        val_features_QF = None if val is None else self._features(store, val)[0][:, self.known_F]
         self.boosters = {}
         for horizon, days in enumerate(train.horizons_days):
             observed_Q = train.observed_QK[:, horizon]
@@ -117,7 +120,7 @@ class GradientBoosting(Baseline):
             return self._predict(store, queries, levels)
 
     def _predict(self, store: Store, queries: Queries, levels: np.ndarray) -> Predictions:
-        features_QF, _ = self._features(store, queries)
+        features_QF = self._features(store, queries)[0][:, self.known_F]
         predictions: Predictions = {}
         for days in queries.horizons_days:
             for target in (f"value_{days}d", f"purchases_{days}d"):

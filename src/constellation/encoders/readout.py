@@ -23,11 +23,15 @@ class Readout(nn.Module):
     The sum passes the MLP by, so a head sees the aggregates linearly as well as bent: the model starts from what a
     regression on aggregates knows. Journeys without an event read a learned start state.
 
+    use_growing: also read tenure and whole-history sums. Where all customers start together these grow with the
+    calendar, and at a later cutoff they stand for dates that training has not seen; rates and windows say the same and
+    do not drift.
     use_state, use_aggregates, use_elapsed, use_calendar, use_attributes: leave a part out, to learn what it is worth.
     hidden: width of the MLP's inner layer over ``width``.
     """
 
     silence_scales: Tensor
+    kept_F: Tensor
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class Readout(nn.Module):
         hidden: int = 2,
         use_state: bool = True,
         use_aggregates: bool = True,
+        use_growing: bool = False,
         use_elapsed: bool = True,
         use_calendar: bool = True,
         use_attributes: bool = True,
@@ -46,7 +51,15 @@ class Readout(nn.Module):
     ) -> None:
         super().__init__()
         self.width = width
-        num_aggregates = len(vocabulary.aggregates.names)
+        names = vocabulary.aggregates.names
+        growing = [name == "tenure_days" or name.endswith("_ever") for name in names]
+        # Without windows (only the order is known) the whole history is all there is.
+        kept = [
+            row
+            for row, grows in enumerate(growing)
+            if use_growing or not grows or not vocabulary.aggregates.windows_days
+        ]
+        num_aggregates = len(kept)
         self.attributes = vocabulary.attributes_categorical if use_attributes else []
         self.attributes_numeric = vocabulary.attributes_numeric if use_attributes else []
         self.use_state, self.use_calendar, self.use_elapsed = use_state, use_calendar, use_elapsed
@@ -57,6 +70,7 @@ class Readout(nn.Module):
             self.start_state_D = nn.Parameter(torch.randn(state_width) * EMBEDDING_STD)
             self.from_state = nn.Sequential(nn.Dropout(dropout), nn.Linear(state_width, width, bias=False))
         if self.use_aggregates:
+            self.register_buffer("kept_F", torch.tensor(kept), persistent=False)
             self.from_aggregates = nn.Linear(num_aggregates, width, bias=False)
         if use_elapsed:
             self.register_buffer("silence_scales", torch.tensor(SILENCE_SCALES_DAYS), persistent=False)
@@ -87,7 +101,7 @@ class Readout(nn.Module):
             rows = torch.cat([self.start_state_D.to(states_ND.dtype).unsqueeze(0), states_ND])
             readout_QD = readout_QD + self.from_state(rows[batch.last_event_Q + 1])
         if self.use_aggregates:
-            readout_QD = readout_QD + self.from_aggregates(batch.aggregates_QF)
+            readout_QD = readout_QD + self.from_aggregates(batch.aggregates_QF[:, self.kept_F])
         if self.use_elapsed:
             readout_QD = readout_QD + self.from_elapsed(self._silence(batch))
         if self.use_calendar:
