@@ -5,14 +5,14 @@
 
 Each system runs in a fresh process on the same simulated Parquet file and must leave flat arrays, sorted by customer
 and time, on disk. Only Constellation validates, orders ties, sums money, and fingerprints what it wrote. What is
-measured is in ``constellation.commands.benchmark``.
+measured is in ``constellation.commands.benchmarks.prepare``.
 """
 
 from __future__ import annotations
 
 import sys
 
-from constellation.commands.benchmark import benchmark_prepare, print_rows
+from constellation.commands.benchmarks.prepare import benchmark_prepare, print_rows
 
 if __name__ == "__main__":
     sizes = [int(float(word)) for word in sys.argv[1:]] or [100_000, 1_000_000, 10_000_000]

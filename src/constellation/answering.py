@@ -28,7 +28,7 @@ def answer(
     The model is used in evaluation mode on the device it is on, and left in the mode it was in.
     """
     was_training, device = model.training, next(model.parameters()).device
-    levels_L = torch.as_tensor(np.asarray(levels), dtype=torch.float32, device=device)
+    levels_L = torch.tensor(np.asarray(levels), dtype=torch.float32, device=device)
     model.eval()
     try:
         batches = PredictionBatches(gatherer, queries, max_tokens=max_tokens, max_journeys=max_journeys, targets=False)

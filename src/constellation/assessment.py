@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,8 +76,17 @@ class Assessment:
         return whole, concatenate(products) if products else {}
 
 
+def check_slices(store: Store, names: Sequence[str]) -> None:
+    """Raises InputError for a name that :func:`slice_labels` does not know."""
+    known = ["tenure", "recency", "spend_decile", *store.attributes_categorical]
+    for name in names:
+        if name not in known:
+            raise InputError(f"There is no slice {name!r}. Choose from {', '.join(known)}.")
+
+
 def slice_labels(store: Store, vocabulary: Vocabulary, queries: Queries, names: list[str]) -> dict[str, np.ndarray]:
     """Labels of each query by ``tenure``, ``recency``, ``spend_decile``, or the name of a categorical attribute."""
+    check_slices(store, names)
     features_QF = vocabulary.aggregates.compute(store, queries.journey_Q, queries.cutoff_Q, queries.last_event_Q)
     place = {name: column for column, name in enumerate(vocabulary.aggregates.names)}
     labels: dict[str, np.ndarray] = {}
@@ -88,12 +97,9 @@ def slice_labels(store: Store, vocabulary: Vocabulary, queries: Queries, names: 
             labels[name] = _days(features_QF[:, place["since_last_event_days"]], (7, 14, 30, 91))
         elif name == "spend_decile":
             labels[name] = equal_count_labels(features_QF[:, place["money_ever"]])
-        elif name in store.attributes_categorical:
+        else:
             dictionary = np.array(store.dictionaries[f"attributes.{name}"], dtype=object)
             labels[name] = dictionary[store.attributes_categorical[name][queries.journey_Q]]
-        else:
-            known = ["tenure", "recency", "spend_decile", *store.attributes_categorical]
-            raise InputError(f"There is no slice {name!r}. Choose from {', '.join(known)}.")
     return labels
 
 

@@ -120,10 +120,15 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Composed:
     """The configuration of a command. Raises InputError for an unknown key or choice, or a value of a wrong kind."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         composed = _compose(command, overrides)
         _check_kinds(command, overrides, composed)
+    except YAMLError as error:
+        raise InputError(
+            f"A configuration file cannot be read as YAML: {error}. Quote text that has a colon."
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_diagnosis(command, overrides, error)) from error
     return composed
@@ -285,6 +290,9 @@ def _with_positionals(command: str, words: list[str]) -> list[str]:
 def execute(command: str, overrides: Sequence[str]) -> None:
     """Compose, build, open the run, call the command."""
     from omegaconf import OmegaConf
+
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a user's own modules; last, so that they hide nothing that is installed
 
     composed = compose(command, overrides)
     missing = sorted(OmegaConf.missing_keys(composed.config))

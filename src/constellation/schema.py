@@ -179,7 +179,7 @@ def reject_message(reasons: dict[str, int], num_rows: int, example: dict[str, ob
     return (
         f"{total:,} of {num_rows:,} rows of the event table were rejected ({total / num_rows:.1%}), more than "
         f"max_reject_share={schema.max_reject_share:g} allows: {counted}. For example: {shown}. "
-        "Mend them in the SELECT, or raise max_reject_share if they may be left out."
+        "Mend them in the SELECT or the file, or raise max_reject_share if they may be left out."
     )
 
 

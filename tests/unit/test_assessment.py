@@ -38,7 +38,9 @@ def fair_guess(queries: Queries) -> dict[str, np.ndarray]:
     return answers
 
 
-def assessed(*systems: str, splits: Mapping[str, np.ndarray] | None = None, queries: Queries | None = None) -> Evaluation:
+def assessed(
+    *systems: str, splits: Mapping[str, np.ndarray] | None = None, queries: Queries | None = None
+) -> Evaluation:
     queries = SPLITS.test if queries is None else queries
     evaluation = Evaluation(num_resamples=10)
     everyone = {"test": np.ones(len(queries), dtype=bool)}

@@ -156,6 +156,10 @@ def test_locate_finds_the_bundle_of_a_run(folder: Path, tmp_path: Path, work_fol
     assert locate(tmp_path / "run") == folder_of_run
     with pytest.raises(InputError, match="is no bundle"):
         locate(work_folder)
+    (tmp_path / "several" / "seed_7").mkdir(parents=True)
+    _damaged(folder, tmp_path / "several" / "seed_7" / "bundle", "", None)
+    with pytest.raises(InputError, match=r"several seeds.*seed_7"):
+        locate(tmp_path / "several")
     with pytest.raises(InputError, match="latest"):
         locate("latest")
 

@@ -124,8 +124,10 @@ def test_refusals_say_what_there_is(run: Run, tmp_path: Path):
     one = write_run(tmp_path / "one", {"model": 0.8})
     with pytest.raises(InputError, match="at least two runs"):
         compare(run, runs=[one])
-    with pytest.raises(InputError, match=r"no test/value_91d/forest\. It has: .*test/value_91d/model"):
+    with pytest.raises(InputError, match=r"no system forest for test/value_91d\. It has: .*model"):
         compare(run, runs=[one, f"{one}:forest"])
+    with pytest.raises(InputError, match=r"no test/value_30d\. It has: test/value_91d"):
+        compare(run, runs=[one, one], target="value_30d")
     with pytest.raises(InputError, match=r"found accuracy\. Choose among: gini_normalised, "):
         compare(run, runs=[one, one], metrics=["accuracy"])
     (tmp_path / "empty").mkdir()

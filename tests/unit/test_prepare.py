@@ -274,7 +274,7 @@ class TestDataSetsOfTheHouse:
 
 @pytest.mark.slow
 def test_benchmark_runs_each_system_in_its_own_process() -> None:
-    from constellation.commands.benchmark import benchmark_prepare
+    from constellation.commands.benchmarks.prepare import benchmark_prepare
 
     rows = benchmark_prepare([2_000])
     assert [row["system"] for row in rows] == ["constellation", "polars_by_hand", "pandas_by_hand"]

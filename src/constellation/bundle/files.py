@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -18,29 +18,44 @@ from torch import nn
 from constellation import __version__
 from constellation.errors import InputError
 
+if TYPE_CHECKING:
+    from constellation.tracking import Tracking
+
 WEIGHTS, CONTENT, CARD = "weights.safetensors", "bundle.json", "README.md"
 FORMAT, FORMAT_VERSION = "constellation-bundle", 1
 
 Part = TypeVar("Part")
 
 
-def locate(where: str | Path) -> Path:
-    """The folder of a bundle: the folder itself, or ``bundle/`` in a run's folder, MLflow run id, or ``latest``."""
+def locate(where: str | Path, *, tracking: Tracking | None = None) -> Path:
+    """The folder of a bundle: the folder itself, or ``bundle/`` in a run's folder, MLflow run id, or ``latest``.
+
+    A run of several seeds has a bundle per seed, and one of them must be named. tracking: where run ids are looked up.
+    """
     folder = Path(where).expanduser()
     for place in (folder, folder / "bundle"):
         if (place / CONTENT).is_file():
             return place
     if folder.exists():
+        _check_seeds(folder)
         raise InputError(
             f"{folder} is no bundle: neither {CONTENT} nor bundle/{CONTENT} is in it. Name the folder that "
             "`constellation train` or `constellation export` wrote, or the folder of a run."
         )
     from constellation.tracking import resolve_run
 
-    run = resolve_run(where)
+    run = resolve_run(where, tracking=tracking)
     if not (run / "bundle" / CONTENT).is_file():
+        _check_seeds(run)
         raise InputError(f"The run {run} has no bundle, for it did not finish: `constellation train resume={run}`.")
     return run / "bundle"
+
+
+def _check_seeds(run: Path) -> None:
+    """Raise InputError, naming them, where a run has its bundles one folder deeper, one per seed."""
+    seeds = sorted(str(path.parent.parent) for path in run.glob(f"seed_*/bundle/{CONTENT}"))
+    if seeds:
+        raise InputError(f"{run} was trained with several seeds, and each has a bundle. Name one: {', '.join(seeds)}.")
 
 
 def read_content(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from constellation.metrics.names import (
     shortfall,
 )
 from constellation.metrics.table import print_comparison
-from constellation.tracking import resolve_run
+from constellation.tracking import Tracking, resolve_run
 
 if TYPE_CHECKING:
     import pandas
@@ -73,7 +73,8 @@ def compare(
     """
     if len(runs) < 2:
         raise InputError(f"Expected at least two runs to compare, found {len(runs)}: runs=[first,second].")
-    contenders = _load_all(runs, split, target, system)
+    tracking = run.tracking if isinstance(run.tracking, Tracking) else None
+    contenders = _load_all(runs, split, target, system, tracking)
     reference, *others = contenders
     for other in others:
         _check_same_rows(reference, other)
@@ -93,11 +94,13 @@ def compare(
     return frame
 
 
-def _load_all(runs: list[str], split: str, target: str, system: str) -> list[Contender]:
+def _load_all(
+    runs: list[str], split: str, target: str, system: str, tracking: Tracking | None = None
+) -> list[Contender]:
     contenders: list[Contender] = []
     for text in runs:
         path, chosen = split_system(text, system)
-        folder = Path(resolve_run(path))
+        folder = resolve_run(path, tracking=tracking)
         label = f"{folder.name}:{chosen}"
         same_name = sum(contender.label.split("#")[0] == label for contender in contenders)
         predictions = _read(folder, text, split, target, chosen)
@@ -127,9 +130,15 @@ def _read(folder: Path, text: str, split: str, target: str, system: str) -> "pan
     table = pd.read_parquet(path)
     chosen = table[(table["split"] == split) & (table["target"] == target) & (table["system"] == system)]
     if chosen.empty:
-        triples = table[["split", "target", "system"]].drop_duplicates().astype(str)
-        found = ", ".join(sorted("/".join(triple) for triple in triples.itertuples(index=False)))
-        raise InputError(f"Run {text} has no {split}/{target}/{system}. It has: {found}.")
+        there = table[(table["split"] == split) & (table["target"] == target)]
+        if not there.empty:
+            found = ", ".join(map(str, there["system"].unique()))
+            raise InputError(
+                f"Run {text} has no system {system} for {split}/{target}. It has: {found}. Name one as {text}:SYSTEM."
+            )
+        pairs = table[["split", "target"]].drop_duplicates().astype(str)
+        found = ", ".join("/".join(pair) for pair in pairs.itertuples(index=False))
+        raise InputError(f"Run {text} has no {split}/{target}. It has: {found}.")
     return chosen.sort_values("customer_id", kind="stable").reset_index(drop=True)
 
 

@@ -31,8 +31,8 @@ def evaluate(
     Baselines are fitted with horizons that end at or before the cutoff. A cutoff before the one the bundle was refitted
     at is scored under the split ``train``, for the model has seen what follows it.
     """
-    from constellation.assessment import Assessment, slice_labels
-    from constellation.bundle import Bundle
+    from constellation.assessment import Assessment, check_slices, slice_labels
+    from constellation.bundle import Bundle, locate
     from constellation.journeys.prepare import prepare
     from constellation.journeys.splits import Splits
     from constellation.journeys.windows import parse_cutoff
@@ -40,11 +40,12 @@ def evaluate(
     from constellation.metrics.evaluate import Evaluation
     from constellation.reporting import Report
 
-    bundle = Bundle.load(trained / "bundle")
+    bundle = Bundle.load(locate(trained))
     windows = replace(data.windows, horizons_days=bundle.vocabulary.horizons_days)
     if cutoff is not None:
         windows = replace(windows, test_cutoff=str(cutoff))
     store = prepare(data)
+    check_slices(store, slices)
     zone = store.schema.timezone
     refitted_at = parse_cutoff(bundle.trained_on["test_cutoff"], bundle.schema.timezone)
     at = parse_cutoff(windows.test_cutoff, zone)
@@ -55,6 +56,7 @@ def evaluate(
     report = Report(run, data.name, store, splits)
     run.log_dataset(data.name, store.manifest.content, profile=store.manifest.profile)
     run.set_tag("trained", trained.name)
+    run.set_tag("cutoff", windows.test_cutoff)
     seen = at < refitted_at and bundle.trained_on.get("fingerprint") == store.manifest.content
     split = "train" if seen else "test"
     if seen:

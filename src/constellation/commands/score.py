@@ -39,16 +39,20 @@ def score(
     from constellation.bundle import Bundle, locate
     from constellation.bundle.raw import read_attributes, read_events
     from constellation.schema import CUSTOMER_ID, REQUIRED
+    from constellation.tracking import Tracking
 
     if output_format not in ("parquet", "csv"):
         raise InputError(f"output_format must be parquet or csv, found {output_format!r}.")
-    folder = locate(bundle)
+    folder = locate(bundle, tracking=run.tracking if isinstance(run.tracking, Tracking) else None)
     model = Bundle.load(folder, trusted=tuple(trusted))
     wanted = [*REQUIRED, *model.vocabulary.kinds, *model.schema.order_by]
     table = read_events(events, model.schema, wanted)
     customers = None
     if attributes is not None and CUSTOMER_ID in table.columns:
         customers = read_attributes(attributes, [CUSTOMER_ID, *model.vocabulary.attribute_names], table[CUSTOMER_ID])
+    known = model.vocabulary.attribute_names
+    if customers is None and known:
+        print(f"No attributes were given: {', '.join(known)} count as unknown, though the model learned from them.")
     frame = model.predict(table, cutoff, customers, levels=levels, top_products=top_products)
     if cutoff is None:
         print(f"No cutoff was given: the end of the last event's day is taken, {frame.attrs['cutoff']}.")

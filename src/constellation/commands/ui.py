@@ -54,7 +54,8 @@ def server_environment() -> dict[str, str]:
     """Our environment, telemetry off, with this Python's scripts on the path: MLflow looks for its web server there."""
     quiet_libraries()
     scripts = str(Path(sys.executable).parent)
-    return os.environ | {"PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
+    path = os.pathsep.join([scripts, os.environ.get("PATH", "")])
+    return os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore"}  # those of MLflow's own libraries
 
 
 def free_port(wanted: int, tries: int = 50) -> int:

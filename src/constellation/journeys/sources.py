@@ -81,6 +81,8 @@ class SqlSource:
 
     def located(self, root: str | Path | None = None) -> tuple[Path, str | None]:
         """The folder of the data and the SQL that goes with it. Raises InputError where no candidate is there."""
+        if root is not None and not data_root(root).is_dir():
+            raise InputError(f"data.root is {root}, but there is no such folder.")
         if not self.locate:
             return data_root(root), self.sql
         looked = []

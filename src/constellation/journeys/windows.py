@@ -118,9 +118,14 @@ def check_horizon(store: Store, cutoff: int, horizon_days: int) -> None:
         latest_day = dt.date.fromisoformat(latest)
         if parse_cutoff(latest, zone) + horizon_days * MICROSECONDS_PER_DAY > last + CLOCK_CHANGE:
             latest_day -= dt.timedelta(days=1)
+        cure = f"Move the cutoff to {latest_day} or earlier, or shorten horizons_days."
+        if parse_cutoff(latest_day.isoformat(), zone) <= store.manifest.first_time:
+            cure = (
+                f"That is longer than the data, which begin {format_time(store.manifest.first_time, zone)}: shorten it."
+            )
         raise InputError(
             f"The horizon of {horizon_days} days ends {format_time(end, zone)}, after the data do "
-            f"({format_time(last, zone)}). Move the cutoff to {latest_day} or earlier, or shorten horizons_days."
+            f"({format_time(last, zone)}). {cure}"
         )
 
 

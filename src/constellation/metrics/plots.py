@@ -305,7 +305,8 @@ def _percent() -> Any:
 def _few_ticks(number: int, *, integer: bool = False) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(number, integer=integer)
+    # One tick may have to do: else a single epoch is ticked with fractions of it.
+    return MaxNLocator(number, integer=integer, min_n_ticks=1 if integer else 2)
 
 
 def _accent_map() -> Any:

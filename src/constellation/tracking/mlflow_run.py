@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,12 @@ class MlflowRun:
         else:
             self.client.log_artifact(self.run_id, str(path), place_or_none)
 
-    def end(self, folder: Path, status: str) -> None:
+    def end(self, folder: Path, status: str, *, without: Collection[str] = ()) -> None:
+        """Send the run's records, except those named, and mark the end."""
         if self._monitor is not None:
             self._monitor.finish()
         for name in ("metrics.json", "config.yaml", "environment.json", "history.jsonl", "run.log"):
-            if (folder / name).exists():
+            if name not in without and (folder / name).exists():
                 self.client.log_artifact(self.run_id, str(folder / name))
         self.client.set_terminated(self.run_id, status)
 
@@ -188,6 +189,7 @@ def quiet_libraries() -> None:
         "DO_NOT_TRACK": "1",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # a server that is not there is said so within seconds, not minutes
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it draws into pipes too
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():

@@ -59,6 +59,7 @@ class Run:
         self._pending: list[tuple[str, float, int, int]] = []
         self._written = time.monotonic()
         self._lock = threading.Lock()
+        self._kept_here: set[str] = set()  # records that MLflow does not get
         self._mlflow: MlflowRun | None = None
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -264,7 +265,7 @@ class Run:
             self.flush()
             if self._mlflow is not None:
                 self._log_handler.flush()
-                self._mlflow.end(self.folder, status)
+                self._mlflow.end(self.folder, status, without=self._kept_here)
         finally:
             logging.getLogger().removeHandler(self._log_handler)
             self._log_handler.close()
@@ -284,6 +285,8 @@ class Run:
         said = f"{'killed' if killed else 'failed'}: {type(error).__name__}: {error}"
         exc_info = (type(error), error, trace)
         self._log_handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, said, (), exc_info))
+        if isinstance(error, InputError):  # it may show a row of the data as an example, with its customer
+            self._kept_here.add("run.log")
         refused = isinstance(error, InputError) and "run.json" in self._before and not self.metrics
         try:
             if refused and self.status == RUNNING:

@@ -25,8 +25,8 @@ class TrainingOptions:
     windows_days: look-back windows of the aggregates. min_count: rarer categories are read as unknown.
     """
 
-    max_epochs: int = 10
-    patience: int = 4
+    max_epochs: int = 8
+    patience: int = 3
     monitor: str | None = None
     max_tokens: int = 8192
     max_journeys: int = 32
