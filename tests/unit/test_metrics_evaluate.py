@@ -251,3 +251,13 @@ def test_learning_curves_have_a_panel_per_metric_and_none_for_counters():
     assert [axes.get_title(loc="left") for axes in shown] == ["loss", "value_91d/crps"]
     np.testing.assert_allclose(shown[0].lines[0].get_ydata(), [2.0, 1.0])
     assert plots.learning_curves([]).axes[0].get_title(loc="left") == "no metric was recorded"
+
+
+def test_intervals_need_a_resample():
+    with pytest.raises(InputError, match="num_resamples must be at least 1, found 0"):
+        Evaluation(num_resamples=0)
+
+
+def test_a_single_epoch_is_not_ticked_with_fractions():
+    figure = plots.learning_curves([{"epoch": 0, "train/loss": 1.0}])
+    assert all(tick == round(tick) for tick in figure.axes[0].get_xticks())

@@ -133,3 +133,8 @@ def test_function_source(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         FunctionSource("my_source:wrong").open(root)
     with pytest.raises(InputError, match="my_source:absent"):
         FunctionSource("my_source:absent").open(root)
+
+
+def test_a_root_that_is_not_there_is_said(root: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.root is .*nowhere, but there is no such folder"):
+        SqlSource(sql="SELECT 1", locate=["shop"]).open(root / "nowhere")

@@ -126,6 +126,13 @@ def test_customer_ids_stay_out_of_mlflow(work_folder: Path, tracking: Tracking) 
     pd.testing.assert_frame_equal(pd.read_parquet(work_folder / "a/tables/plain.parquet"), ids)
 
 
+def test_the_row_that_an_input_error_shows_stays_out_of_mlflow(work_folder: Path, tracking: Tracking) -> None:
+    with pytest.raises(InputError), Run.start("a", "prepare", tracking=tracking) as run:
+        raise InputError("1 of 20 rows was rejected. For example: customer_id='ann'.")
+    assert "ann" in (work_folder / "a/run.log").read_text()
+    assert "run.log" not in artifacts(run) and "metrics.json" in artifacts(run)
+
+
 def test_figures_and_files_are_artefacts(work_folder: Path, tracking: Tracking) -> None:
     from matplotlib.figure import Figure
 

@@ -11,7 +11,6 @@ from constellation.journeys.batch import Gatherer, JourneyBatch
 from constellation.journeys.store import MICROSECONDS_PER_DAY
 from constellation.journeys.windows import Queries, ask, days_before
 
-
 LENGTH_BLUR = 1.5
 """Standard deviation of the log-normal blur of lengths. Long journeys are good customers: batches of strictly like
 lengths are batches of like answers, and each step pulls the total its own way. On the Complete Journey a blur of a quarter

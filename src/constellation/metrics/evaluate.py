@@ -104,6 +104,8 @@ class Evaluation:
     """
 
     def __init__(self, *, num_resamples: int = 500, seed: int = 0) -> None:
+        if num_resamples < 1:
+            raise InputError(f"num_resamples must be at least 1, found {num_resamples}.")
         self.num_resamples = num_resamples
         self.seed = seed
         self._entries: dict[tuple[str, str, str], _Entry] = {}

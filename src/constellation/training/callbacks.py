@@ -15,6 +15,7 @@ import torch
 
 from constellation.journeys.batch import JourneyBatch
 from constellation.journeys.sampling import TrainingBatches
+from constellation.metrics.names import shortfall
 
 LAST = "last.ckpt"
 
@@ -46,7 +47,7 @@ class EpochBatches:
 class Selection(L.Callback):
     """Scores each epoch on the validation questions, remembers the best weights, and stops without progress.
 
-    score: returns a dict of validation metrics; monitor names the one that decides; sign is +1 where higher is better.
+    score: returns a dict of validation metrics; monitor names the one that decides, by its distance from the ideal.
     Without a score (refit) it only counts. ``report`` receives one dict per epoch.
     """
 
@@ -55,17 +56,24 @@ class Selection(L.Callback):
         *,
         score: Callable[[torch.nn.Module], dict[str, float]] | None,
         monitor: str | None,
-        sign: int,
         patience: int,
         report: Callable[[dict[str, float]], None],
         data: EpochBatches,
     ) -> None:
-        self.score, self.monitor, self.sign, self.patience = score, monitor, sign, patience
+        self.score, self.monitor, self.patience = score, monitor, patience
         self.report, self.data = report, data
         self.history: list[dict[str, float]] = []
         self.best_score, self.best_epoch, self.best_step = -float("inf"), -1, 0
         self.best_weights: dict[str, torch.Tensor] | None = None
         self._start = 0.0
+
+    def _is_exhausted(self, epoch: int) -> bool:
+        return self.score is not None and epoch - self.best_epoch >= self.patience
+
+    def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        # A run that was stopped after its last epoch has nothing to go on with.
+        if self.history and self._is_exhausted(int(self.history[-1]["epoch"])):
+            trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, learner: Any) -> None:
         self.data.waiting_seconds, self.data.num_events = 0.0, 0
@@ -83,15 +91,14 @@ class Selection(L.Callback):
             assert self.monitor is not None
             metrics = self.score(learner.result)
             row |= {f"val/{name}": value for name, value in metrics.items()}
-            value = self.sign * metrics[self.monitor]
+            value = -float(shortfall(self.monitor.split("/")[1], metrics[self.monitor]))
             if not value > -float("inf"):
                 value = -float("inf")
             if value > self.best_score or self.best_weights is None:
                 self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
                 weights = learner.result.state_dict()
                 self.best_weights = {name: part.detach().cpu().clone() for name, part in weights.items()}
-            elif trainer.current_epoch - self.best_epoch >= self.patience:
-                trainer.should_stop = True
+            trainer.should_stop |= self._is_exhausted(trainer.current_epoch)
         self.history.append(row)
         self.report(row)
 
@@ -116,6 +123,23 @@ class LastCheckpoint(L.Callback):
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
             os.replace(partial, self.folder / LAST)
+
+
+class Stop(L.Callback):
+    """Ends the training after ``num_steps``, in the middle of an epoch if need be; None: at the end of all epochs."""
+
+    def __init__(self, num_steps: int | None) -> None:
+        self.num_steps = num_steps
+
+    def _check(self, trainer: L.Trainer) -> None:
+        if self.num_steps is not None and trainer.global_step >= self.num_steps:
+            trainer.should_stop = True
+
+    def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        self._check(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, learner: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        self._check(trainer)
 
 
 class Progress(L.Callback):

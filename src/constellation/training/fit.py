@@ -13,7 +13,15 @@ import torch
 
 from constellation.journeys.sampling import TrainingBatches
 from constellation.model import JourneyModel
-from constellation.training.callbacks import LAST, EpochBatches, LastCheckpoint, Progress, Selection, peak_memory_gib
+from constellation.training.callbacks import (
+    LAST,
+    EpochBatches,
+    LastCheckpoint,
+    Progress,
+    Selection,
+    Stop,
+    peak_memory_gib,
+)
 from constellation.training.learner import Learner, OptimizerFactory
 from constellation.training.options import TrainingOptions
 
@@ -41,7 +49,6 @@ def fit(
     label: str,
     score: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     monitor: str | None = None,
-    sign: int = 1,
     num_steps: int | None = None,
     schedule_steps: int | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
@@ -55,10 +62,8 @@ def fit(
     import lightning as L
 
     quiet()
-    steps_per_epoch = len(batches)
-    if num_steps is None:
-        num_steps = options.max_epochs * steps_per_epoch
-    schedule_steps = schedule_steps or num_steps
+    planned_steps = num_steps or options.max_epochs * len(batches)
+    schedule_steps = schedule_steps or planned_steps
     learner = Learner(
         model,
         optimizer,
@@ -69,10 +74,10 @@ def fit(
     )
     trainer: L.Trainer
     data = EpochBatches(batches, lambda: trainer.current_epoch)
-    selection = Selection(score=score, monitor=monitor, sign=sign, patience=options.patience, report=report, data=data)
+    selection = Selection(score=score, monitor=monitor, patience=options.patience, report=report, data=data)
     trainer = L.Trainer(
-        max_steps=num_steps,
-        max_epochs=-1,
+        # Steps are counted by `Stop`: with max_steps Lightning takes up a finished epoch as one to be finished again.
+        max_epochs=-1 if num_steps else options.max_epochs,
         accelerator=options.accelerator,
         devices=options.devices,
         strategy=options.strategy,
@@ -85,7 +90,7 @@ def fit(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         default_root_dir=folder,
-        callbacks=[selection, LastCheckpoint(folder), Progress(label, num_steps, data)],
+        callbacks=[selection, LastCheckpoint(folder), Progress(label, planned_steps, data), Stop(num_steps)],
     )
     checkpoint = folder / LAST
     handler = signal.getsignal(signal.SIGINT)

@@ -26,8 +26,6 @@ from constellation.training.fit import Fitted, fit
 from constellation.training.learner import OptimizerFactory
 from constellation.training.options import TrainingOptions
 
-HIGHER_IS_BETTER = {"ndcg_at_10", "hit_rate_at_10"}
-
 BuildModel = Callable[[Vocabulary], JourneyModel]
 Report = Callable[[str, dict[str, float]], None]
 
@@ -90,7 +88,6 @@ def select_then_refit(
             label=f"select (seed {seed})",
             score=scorer,
             monitor=monitor,
-            sign=1 if monitor.split("/")[1] in HIGHER_IS_BETTER else -1,
             report=lambda row: report("select", row),
         ),
     )

@@ -21,7 +21,6 @@ from constellation.errors import InputError
 from constellation.paths import config_directories
 
 if TYPE_CHECKING:
-
     from constellation.journeys.dataset import DataSet
     from constellation.model import JourneyModel
     from constellation.training.learner import OptimizerFactory
