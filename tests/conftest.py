@@ -41,7 +41,7 @@ def work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    for name in ("MLFLOW_TRACKING_URI", "CONSTELLATION_OUTPUT", "RANK", "LOCAL_RANK"):
+    for name in ("MLFLOW_TRACKING_URI", "CONSTELLATION_OUTPUT", "CONSTELLATION_DATA", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CONSTELLATION_CACHE", str(folder / ".constellation"))
     return folder

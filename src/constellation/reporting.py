@@ -24,9 +24,15 @@ class Report:
 
     def __init__(self, run: Run, name: str, store: Store, splits: Splits) -> None:
         self.run, self.name, self.store, self.splits = run, name, store, splits
+        self._is_heard = True
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        """A line for whoever listens; a reader that went away, such as ``head``, ends no training."""
+        if self._is_heard:
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:
+                self._is_heard = False
 
     def opening(self, seeds: Sequence[int]) -> None:
         store, zone = self.store, self.store.schema.timezone
@@ -103,7 +109,7 @@ class Report:
         present = set(chosen["metric"])
         wanted = [name for name in ("gini_normalised", "mae", "bias_total", "coverage_90") if name in present]
         wide = chosen.pivot_table(index=["slice", "level", "num_rows"], columns="metric", values="estimate")[wanted]
-        self.say(f"\nmodel, {targets[-1]}, by slice")
+        self.say(f"\nmodel, {targets[-1]}, by slice; customers without a label are in none")
         self.say(wide.reset_index().to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

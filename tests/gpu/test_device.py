@@ -240,7 +240,6 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Fitted
         label="test",
         score=score,
         monitor="value_91d/crps",
-        sign=-1,
     )
     return device, fitted
 

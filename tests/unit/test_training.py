@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from constellation.building import build_model
 from constellation.errors import InputError
+from constellation.journeys.batch import Gatherer
 from constellation.journeys.splits import Splits
 from constellation.journeys.store import Store
 from constellation.journeys.vocabulary import Vocabulary
@@ -28,7 +30,7 @@ from constellation.schema import AMOUNT, CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, PR
 from constellation.training.callbacks import LAST
 from constellation.training.learner import Learner
 from constellation.training.options import TrainingOptions
-from constellation.training.study import Study, select_then_refit
+from constellation.training.study import Study, fit_vocabulary, select_then_refit, training_batches
 from tests.helpers import at, built_store, events_frame, random_attributes, random_events
 
 WINDOWS = Windows("2017-04-01", "2017-04-15", (3, 10), holdout_share=0.25)
@@ -411,3 +413,22 @@ def test_events_frame_is_what_the_perturbation_thinks() -> None:
     changed = changed_after_the_test_cutoff_and_for_the_held_out(events_frame(EVENTS.to_dict("records")))
     store = store_of(changed)
     assert "windfall" in store.dictionaries[EVENT_TYPE] and "moon" in store.dictionaries[PRODUCT]
+
+
+def test_every_epoch_trains_all_its_batches(tmp_path: Path) -> None:
+    """Plans of two epochs may differ by a batch, and none may be cut to the length of the first."""
+    options = replace(OPTIONS, max_epochs=4, patience=9, max_tokens=24)
+    steps: list[int] = []
+    train(
+        tmp_path,
+        options=options,
+        report=lambda phase, row: steps.append(int(row["step"])) if phase == "select" else None,
+    )
+    splits = Splits(STORE, WINDOWS)
+    vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.val_cutoff)
+    batches = training_batches(Gatherer(STORE, vocabulary, options.max_events), splits, splits.val_cutoff, options, 0)
+    planned = []
+    for batches.epoch in range(4):
+        planned.append(len(batches.plan()))
+    assert len(set(planned)) > 1, "the case needs plans of different lengths"
+    assert steps == np.cumsum(planned).tolist()

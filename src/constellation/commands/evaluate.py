@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constellation.errors import InputError
+
 if TYPE_CHECKING:
     from constellation.baselines.baseline import Baseline
     from constellation.journeys.dataset import DataSet
@@ -35,7 +37,8 @@ def evaluate(
     from constellation.bundle import Bundle, locate
     from constellation.journeys.prepare import prepare
     from constellation.journeys.splits import Splits
-    from constellation.journeys.windows import parse_cutoff
+    from constellation.journeys.store import MICROSECONDS_PER_DAY
+    from constellation.journeys.windows import format_time, parse_cutoff
     from constellation.metrics import LEVELS
     from constellation.metrics.evaluate import Evaluation
     from constellation.reporting import Report
@@ -52,9 +55,15 @@ def evaluate(
     if parse_cutoff(windows.val_cutoff, zone) >= at:
         # The number of boosting steps is chosen one longest horizon before the cutoff asked for.
         windows = replace(windows, val_cutoff=_days_before(windows.test_cutoff, windows.horizons_days[-1]))
+    shortest = windows.horizons_days[0] * MICROSECONDS_PER_DAY
+    if parse_cutoff(windows.val_cutoff, zone) - shortest <= windows.earliest(store):
+        raise InputError(
+            f"The cutoff {windows.test_cutoff} leaves no history to fit the baselines on and to choose their settings: "
+            f"the data start {format_time(store.manifest.first_time, zone)}. Ask for a later cutoff."
+        )
     splits = Splits(store, windows)
     report = Report(run, data.name, store, splits)
-    run.log_dataset(data.name, store.manifest.content, profile=store.manifest.profile)
+    run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
     run.set_tag("trained", trained.name)
     run.set_tag("cutoff", windows.test_cutoff)
     seen = at < refitted_at and bundle.trained_on.get("fingerprint") == store.manifest.content

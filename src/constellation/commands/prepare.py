@@ -33,7 +33,7 @@ def prepare(run: Run, *, data: DataSet, rebuild: bool = False) -> dict[str, Any]
     path = run.folder / "profile.json"
     path.write_text(json.dumps(facts, indent=2, ensure_ascii=False), encoding="utf-8")
     run.log_file(path)
-    run.log_dataset(data.name, store.manifest.content, profile=store.manifest.profile)
+    run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
     metrics = {"prepare/num_events": float(store.num_events), "prepare/num_customers": float(store.num_customers)}
     if bar.called:
         metrics |= {"prepare/seconds": seconds, "prepare/events_per_second": store.num_events / max(seconds, 1e-9)}

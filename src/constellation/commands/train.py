@@ -68,7 +68,7 @@ def train(
     model_config = {"encoder": dict(encoder), "readout": dict(readout), "objective": dict(objective or {})}
     store = prepare(data)
     splits = Splits(store, data.windows)
-    run.log_dataset(data.name, store.manifest.content, profile=store.manifest.profile)
+    run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
     run.set_tag("seed", ",".join(str(seed) for seed in seeds))
     checkpoints = run.folder / "checkpoints"
     _check_resumable(run.config, checkpoints, resume is not None, store.manifest.content)

@@ -13,8 +13,8 @@ from constellation.journeys.windows import Queries, ask, days_before
 
 LENGTH_BLUR = 1.5
 """Standard deviation of the log-normal blur of lengths. Long journeys are good customers: batches of strictly like
-lengths are batches of like answers, and each step pulls the total its own way. On the Complete Journey a blur of a quarter
-needed 9 epochs for the validation CRPS that this one reaches in 5; attention bands its rows again inside the batch."""
+lengths are batches of like answers, and each step pulls the total its own way. On the Complete Journey a blur of a
+quarter needed 9 epochs for the validation CRPS that this one reaches in 5; attention bands its rows again inside."""
 
 
 def token_budget_batches(

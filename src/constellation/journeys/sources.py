@@ -60,6 +60,12 @@ class SqlSource:
                 "The source has neither sql nor decisions_sql: write the SELECT that yields the event table."
             )
 
+    @property
+    def label(self) -> str:
+        """What the tracking calls this source."""
+        named = self.sql or self.decisions_sql or ""
+        return named if named.endswith(".sql") else "inline SQL"
+
     def identity(self, root: str | Path | None = None) -> dict[str, Any]:
         """What decides whether a prepared store is still good: the texts, and size and time of each local file read."""
         statements = {name: text for name, text in self._statements(root).items() if text is not None}
@@ -204,6 +210,11 @@ class FunctionSource:
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     files: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        """What the tracking calls this source."""
+        return self.function
 
     def identity(self, root: str | Path | None = None) -> dict[str, Any]:
         """Name, arguments, text of the module, and size and time of ``files``."""

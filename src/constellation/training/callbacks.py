@@ -32,6 +32,7 @@ class EpochBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[JourneyBatch]:
+        self.waiting_seconds, self.num_events = 0.0, 0
         self.batches.epoch = self._epoch()
         iterator = iter(self.batches)
         while True:
@@ -76,7 +77,6 @@ class Selection(L.Callback):
             trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, learner: Any) -> None:
-        self.data.waiting_seconds, self.data.num_events = 0.0, 0
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:

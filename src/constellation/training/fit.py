@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from constellation.errors import InputError
 from constellation.journeys.sampling import TrainingBatches
 from constellation.model import JourneyModel
 from constellation.training.callbacks import (
@@ -60,6 +61,7 @@ def fit(
     Raises KeyboardInterrupt where a person stops it; the last whole epoch is then in ``folder``.
     """
     import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     quiet()
     planned_steps = num_steps or options.max_epochs * len(batches)
@@ -75,23 +77,29 @@ def fit(
     trainer: L.Trainer
     data = EpochBatches(batches, lambda: trainer.current_epoch)
     selection = Selection(score=score, monitor=monitor, patience=options.patience, report=report, data=data)
-    trainer = L.Trainer(
-        # Steps are counted by `Stop`: with max_steps Lightning takes up a finished epoch as one to be finished again.
-        max_epochs=-1 if num_steps else options.max_epochs,
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy=options.strategy,
-        precision=options.precision,  # type: ignore[arg-type]
-        gradient_clip_val=options.gradient_clip or None,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        callbacks=[selection, LastCheckpoint(folder), Progress(label, planned_steps, data), Stop(num_steps)],
-    )
+    try:
+        trainer = L.Trainer(
+            # `Stop` counts the steps: with max_steps Lightning takes up a finished epoch as one to be finished again.
+            max_epochs=-1 if num_steps else options.max_epochs,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=options.strategy,
+            precision=options.precision,  # type: ignore[arg-type]
+            gradient_clip_val=options.gradient_clip or None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,  # reads the length of each epoch, not only of the first
+            default_root_dir=folder,
+            callbacks=[selection, LastCheckpoint(folder), Progress(label, planned_steps, data), Stop(num_steps)],
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(
+            f"training.accelerator, devices, strategy and precision must fit this machine and Lightning: {error}"
+        ) from error
     checkpoint = folder / LAST
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -75,7 +75,7 @@ def select_then_refit(
     available = scorer(model)
     if monitor not in available:
         raise InputError(f"training.monitor is {monitor!r}; this model has {', '.join(sorted(available))}.")
-    batches = _batches(gatherer, splits, splits.val_cutoff, options, seed)
+    batches = training_batches(gatherer, splits, splits.val_cutoff, options, seed)
     selected = _once(
         folder / "select",
         model,
@@ -94,7 +94,7 @@ def select_then_refit(
     vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.test_cutoff)
     _seed(seed)
     refit_model = build(vocabulary)
-    refit_batches = _batches(
+    refit_batches = training_batches(
         Gatherer(splits.store, vocabulary, options.max_events), splits, splits.test_cutoff, options, seed
     )
     refitted = _once(
@@ -168,7 +168,9 @@ class Scorer:
         return metrics
 
 
-def _batches(gatherer: Gatherer, splits: Splits, until: int, options: TrainingOptions, seed: int) -> TrainingBatches:
+def training_batches(
+    gatherer: Gatherer, splits: Splits, until: int, options: TrainingOptions, seed: int
+) -> TrainingBatches:
     return TrainingBatches(
         gatherer,
         splits.train_journeys,
