@@ -6,7 +6,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -208,7 +208,7 @@ class Loop:
         return fitted.history[1]["train/events_per_second"]
 
     def _parts(self) -> dict[str, float]:
-        """Medians over the steps of an epoch, by hand, for the loop cannot wait for the device between the parts."""
+        """Means over the steps of an epoch, by hand, for the loop cannot wait for the device between the parts."""
         import torch
 
         from constellation.training.learner import Learner
@@ -218,27 +218,29 @@ class Loop:
         configured = learner.configure_optimizers()
         optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
         is_mixed = self.options.precision == "bf16-mixed"
-        self.batches.epoch = 0
-        iterator = iter(self.batches)
-        steps: list[list[float]] = []
-        for step in range(len(self.batches)):
-            times = [self._now()]
-            batch = next(iterator).to(self.device)
-            times.append(self._now())
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed):
-                loss = learner.training_step(batch, step)
-            times.append(self._now())
-            loss.backward()
-            times.append(self._now())
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            times.append(self._now())
-            steps.append([1000 * (end - start) for start, end in itertools.pairwise(times)])
-        warm = steps[WARM_STEPS:] or steps
-        return {
-            f"{part}_ms": statistics.median(column) for part, column in zip(PARTS, zip(*warm, strict=True), strict=True)
-        }
+
+        def epoch() -> Iterator[list[float]]:
+            """Milliseconds of the parts of each step."""
+            batches = iter(self.batches)
+            for step in range(len(self.batches)):
+                times = [self._now()]
+                batch = next(batches).to(self.device)
+                times.append(self._now())
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed):
+                    loss = learner.training_step(batch, step)
+                times.append(self._now())
+                loss.backward()
+                times.append(self._now())
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                times.append(self._now())
+                yield [1000 * (end - start) for start, end in itertools.pairwise(times)]
+
+        self.batches.epoch = 1  # the batches that the rate was measured on
+        list(itertools.islice(epoch(), WARM_STEPS))
+        columns = zip(*epoch(), strict=True)
+        return {f"{part}_ms": statistics.fmean(column) for part, column in zip(PARTS, columns, strict=True)}
 
     def _now(self) -> float:
         import torch
