@@ -57,7 +57,7 @@ clean:
 	if [ "$$index" = auto ]; then \
 	  index=; \
 	  if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1 \
-	     && ! $(BIN)/python -m pip config list | grep -Eq 'index-url|find-links|no-index'; then \
+	     && ! $(BIN)/python -m pip config list | grep -E 'index-url|find-links|no-index' >/dev/null; then \
 	    if $(BIN)/python -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' \
 	       $(TORCH_CPU_INDEX)/torch/ >/dev/null 2>&1; then index=$(TORCH_CPU_INDEX); \
 	    else echo "PyTorch's CPU index did not answer; taking pip's default build."; fi; \

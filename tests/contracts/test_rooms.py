@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "constellation"
 PACKAGE = "constellation"
 
 FLOORS: dict[str, float] = {
-    "errors": 0, "paths": 0.1, "zones": 0.1, "schema": 0.2,
+    "errors": 0, "memory": 0, "paths": 0.1, "zones": 0.1, "schema": 0.2,
     "journeys": 1, "distributions": 1, "metrics": 1, "worlds": 1, "tracking": 1,
     "encoders": 2, "objectives": 2, "baselines": 2, "model": 2, "building": 2,
     "answering": 2.5, "training": 3, "bundle": 3, "assessment": 4, "reporting": 4,

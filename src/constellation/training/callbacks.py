@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import torch
 
 from constellation.journeys.batch import JourneyBatch
 from constellation.journeys.sampling import TrainingBatches
+from constellation.memory import peak_memory_gib
 from constellation.metrics.names import shortfall
 
 LAST = "last.ckpt"
@@ -180,9 +180,8 @@ class Progress(L.Callback):
             self._bar.close()
 
 
-def peak_memory_gib() -> float:
-    """Peak memory of the process so far; of the device where there is one."""
+def peak_device_gib() -> float:
+    """Peak memory so far: of the GPU where there is one, else of the process, in GiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    unit = 2**10 if sys.platform != "darwin" else 1
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_memory_gib()

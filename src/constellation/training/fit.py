@@ -21,7 +21,7 @@ from constellation.training.callbacks import (
     Progress,
     Selection,
     Stop,
-    peak_memory_gib,
+    peak_device_gib,
 )
 from constellation.training.learner import Learner, OptimizerFactory
 from constellation.training.options import TrainingOptions
@@ -118,7 +118,7 @@ def fit(
         history=selection.history,
         events_per_second=_mean([row["train/events_per_second"] for row in rows]),
         waiting_share=_mean([row["train/waiting_share"] for row in rows]),
-        peak_memory_gib=peak_memory_gib(),
+        peak_memory_gib=peak_device_gib(),
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from constellation.commands.benchmarks.memory import peak_memory_gib
 from constellation.errors import InputError
+from constellation.memory import peak_memory_gib
 
 DAYS = 3 * 365
 MODULE = "constellation.commands.benchmarks.prepare"  # not __name__, which is __main__ in the process it starts

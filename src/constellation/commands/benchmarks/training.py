@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from constellation.commands.benchmarks.memory import peak_memory_gib
 from constellation.errors import InputError
+from constellation.memory import peak_memory_gib
 from constellation.paths import config_directories
 
 if TYPE_CHECKING:

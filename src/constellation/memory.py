@@ -1,4 +1,4 @@
-"""Peak memory of a process of its own."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
