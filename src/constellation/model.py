@@ -27,6 +27,8 @@ class JourneyModel(nn.Module):
         assert objectives, "a model without an objective has nothing to learn"
         self.encoder, self.readout = encoder, readout
         self.objectives = nn.ModuleDict(dict(objectives))
+        for objective in objectives.values():
+            objective.connect(encoder)
 
     def forward(self, batch: JourneyBatch) -> tuple[Tensor, Tensor]:
         """States of the events [N, D] and readouts of the queries [Q, D']."""

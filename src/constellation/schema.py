@@ -45,6 +45,8 @@ class EventSchema:
     categorical, lists, numeric: names of further columns beyond the standard ones.
     order_by: columns that break ties of time; without them the column values do, never the order of rows.
     purchase_types: the event types that count as purchases; empty means any event with a positive amount.
+    churn_types: the event types that end a relationship (cancelled, lapsed); each is a cause of its own. Empty: no
+        contract ends, and customers are lost by falling silent.
     max_reject_share: over this share of rejected rows preparation stops.
     attributes: columns of the customers table to keep; None keeps all.
     """
@@ -57,12 +59,13 @@ class EventSchema:
     numeric: tuple[str, ...] = ()
     order_by: tuple[str, ...] = ()
     purchase_types: tuple[str, ...] = ()
+    churn_types: tuple[str, ...] = ()
     max_reject_share: float = 0.01
     attributes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         # YAML and JSON hand us lists; a frozen schema that is hashed into a fingerprint wants tuples.
-        for name in ("categorical", "lists", "numeric", "order_by", "purchase_types", "attributes"):
+        for name in ("categorical", "lists", "numeric", "order_by", "purchase_types", "churn_types", "attributes"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))

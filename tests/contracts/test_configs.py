@@ -21,7 +21,7 @@ CHOICES = [path for path in FILES if path.parent != CONFIGS]
 GIVEN = {"encoder", "readout", "objective", "optimizer"}
 """Groups whose objects get further arguments, positional or by name, from the command."""
 
-MULTIPLE = {"objective", "baseline"}
+MULTIPLE = {"objective", "baseline", "outcome", "policy"}
 """Groups of which several are chosen; each file says where it goes by its first line."""
 
 
@@ -67,6 +67,7 @@ def test_a_command_composes_and_its_keys_are_its_parameters(command: str) -> Non
     function = getattr(importlib.import_module(f"constellation.commands.{command}"), command)
     parameters = dict(inspect.signature(function).parameters)
     has_run = parameters.pop("run", None) is not None
+    parameters.pop(cli.HANDED, None)
     keys = {str(key) for key in composed.config} | {group for group in composed.choices if group != "experiment"}
     own = {cli.ARGUMENT_OF_KEY.get(key, key) for key in keys if key not in cli.RUN_KEYS or key in parameters}
     assert own == set(parameters)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from constellation.encoders.attention import bands_of, ragged_causal_attention
+from constellation.encoders.attention import Spans, causal_attention, turns
 from constellation.encoders.bag import Bag
 from constellation.encoders.gru import Gru, packed_order
 from constellation.encoders.transformer import Transformer
@@ -62,7 +62,7 @@ def test_states_do_not_know_what_was_gathered_after_them(lengths, until_days):
 def test_bands_and_packs_hold_every_event_once(lengths):
     vocabulary, _ = encoders()
     _, batch = batch_of(lengths, vocabulary)
-    bands = bands_of(batch)
+    bands = Spans(batch).bands
     flat = torch.cat([rows.flatten() for rows in bands.rows])
     assert torch.equal(flat[bands.place_N], torch.arange(batch.num_events))
     order_N, place_N, batch_sizes = packed_order(batch)
@@ -78,12 +78,13 @@ def test_attention_is_an_average_of_the_past(lengths):
     vocabulary, _ = encoders()
     _, batch = batch_of(lengths, vocabulary)
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, batch.num_events, 2, 4, generator=generator).unbind(0)
-    value = torch.rand(batch.num_events, 2, 4, generator=generator)
-    bands = bands_of(batch)
-    torch.testing.assert_close(ragged_causal_attention(q, k, torch.ones_like(value), bands), torch.ones_like(value))
-    mixed = ragged_causal_attention(q, k, value, bands)
+    qkv = torch.randn(batch.num_events, 24, generator=generator)
+    qkv[:, 16:] = torch.rand(batch.num_events, 8, generator=generator)
+    spans, turn = Spans(batch), turns(batch, 4)
+    mixed = causal_attention(qkv, turn, spans, heads=2)
     assert mixed.min() >= 0
     assert mixed.max() <= 1
     first = batch.position_N == 0
-    torch.testing.assert_close(mixed[first], value[first])
+    torch.testing.assert_close(mixed[first], qkv[first, 16:])
+    qkv[:, 16:] = 1.0
+    torch.testing.assert_close(causal_attention(qkv, turn, spans, heads=2), torch.ones_like(mixed))

@@ -249,7 +249,8 @@ def test_dtypes() -> None:
     batch = Gatherer(store, fit_vocabulary(store, at(40))).gather(np.arange(6), at(40), queries)
     floats = {"elapsed_days_N", "since_last_days_Q", "aggregates_QF", "targets.value_QK", "targets.purchases_QK"}
     floats |= {name for name in tensors(batch) if name.startswith(("numeric.", "attributes_numeric."))}
-    bools = {"first_N", "targets.observed_QK"}
+    floats |= {name for name in tensors(batch) if name.startswith(("record.", "targets.after."))} - {"record.left_Q"}
+    bools = {"first_N", "targets.observed_QK", "record.left_Q"}
     for name, tensor in tensors(batch).items():
         expected = torch.float32 if name in floats else torch.bool if name in bools else torch.int64
         assert tensor.dtype == expected, name

@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from constellation.encoders.attention import Rotation, bands_of, padded_length, ragged_causal_attention
+from constellation.encoders.attention import Spans, causal_attention, turns
 from constellation.encoders.bag import Bag, running_mean
 from constellation.encoders.events import EventEmbedding
 from constellation.encoders.gru import Gru
+from constellation.encoders.hstu import Hstu, distance_bucket, time_bucket
 from constellation.encoders.readout import Readout
 from constellation.encoders.transformer import Transformer
 from constellation.errors import InputError
+from constellation.kernels import products
+from constellation.kernels.attention import turned
 from tests.golden.tiny import KNOWN_UNTIL, replaced, tiny_batch, tiny_queries, tiny_store, tiny_vocabulary
 
 WIDTH = 16
@@ -84,53 +87,53 @@ def test_bag_is_blind_to_the_order_and_the_others_are_not(vocabulary, batch):
         assert (encoder(batch)[a] - encoder(swapped)[a]).abs().max() > 1e-3
 
 
-def test_padded_lengths_are_few_and_waste_little():
-    lengths = np.arange(1, 2000)
-    padded = padded_length(lengths)
-    assert (padded >= lengths).all()
-    assert sorted(set(padded_length(np.arange(1, 100)))) == [8, 12, 16, 24, 32, 48, 64, 96, 128]
-    assert (padded[lengths > 8] <= 1.5 * lengths[lengths > 8]).all()
-
-
-def test_attention_equals_one_journey_at_a_time(batch):
+@pytest.mark.parametrize("precision", products.PRODUCTS)
+def test_padding_takes_no_gradient(batch, precision):
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, batch.num_events, 2, 8, dtype=torch.float32).unbind(0)
-    output = ragged_causal_attention(q, k, v, bands_of(batch))
-    for start, end in zip(batch.offsets_B[:-1].tolist(), batch.offsets_B[1:].tolist(), strict=True):
-        for row in range(start, end):
-            scores = torch.einsum("hd,nhd->hn", q[row], k[start : row + 1]) / math.sqrt(8)
-            expected = torch.einsum("hn,nhd->hd", scores.softmax(-1), v[start : row + 1])
-            torch.testing.assert_close(output[row], expected, atol=1e-5, rtol=1e-4)
-
-
-def test_padding_takes_no_gradient(batch):
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(batch.num_events, 1, 4, requires_grad=True) for _ in range(3))
-    ragged_causal_attention(q, k, v, bands_of(batch)).sum().backward()
+    qkv = torch.randn(batch.num_events, 12, requires_grad=True)
+    turn = turns(batch, 4)
+    with products.products_in(precision):
+        causal_attention(qkv, turn, Spans(batch), heads=1).float().sum().backward()
     last = int(batch.offsets_B[1]) - 1  # journey 0 has 5 events and is padded to 8 with copies of its last row
     # Only its own query reads the last row, so its share of the value's gradient is that query's softmax weight.
-    weight = torch.softmax((q[last, 0] * k[last - 4 : last + 1, 0]).sum(-1) / 2, dim=0)[-1]
-    torch.testing.assert_close(v.grad[last, 0], weight.detach().expand(4))
+    rows = slice(last - 4, last + 1)
+    q, k = turned(qkv.detach()[:, :8], turn, 1).split(4, dim=1)
+    weight = torch.softmax((q[last] * k[rows]).sum(-1) / 2, dim=0)[-1]
+    tolerance = 1e-5 if precision == products.FLOAT32 else 1e-2
+    torch.testing.assert_close(qkv.grad[last, 8:], weight.expand(4), atol=tolerance, rtol=tolerance)
 
 
-def test_rotation_leaves_only_distances(batch):
+@pytest.mark.parametrize("time", [True, False])
+def test_turns_leave_only_distances(batch, time):
     """The product of a turned query and key depends on the distance in events and days, not on where they stand."""
     torch.manual_seed(0)
-    query, key = torch.randn(1, 1, 16), torch.randn(1, 1, 16)
-    rows = torch.arange(batch.num_events)
+    query_and_key = torch.randn(1, 32)
     shifted = replaced(
         batch,
         position_N=batch.position_N + 5,
+        max_length=batch.max_length + 5,
         time_N=torch.where(batch.position_N == 0, batch.time_N, batch.time_N + 3_000_000_000_000),
     )
-    products = []
+    scores = []
     for each in (batch, shifted):
-        turn = Rotation(each, 16)
-        q, k = turn(query.expand(len(rows), 1, 16)), turn(key.expand(len(rows), 1, 16))
-        products.append(torch.einsum("nhd,mhd->nm", q, k))
+        q, k = turned(query_and_key.expand(batch.num_events, 32), turns(each, 16, time=time), 1).split(16, dim=1)
+        scores.append(q @ k.T)
     inner = torch.nonzero((batch.position_N > 0) & (batch.journey_N == 3)).squeeze(1)
-    torch.testing.assert_close(products[0][inner][:, inner], products[1][inner][:, inner], atol=2e-4, rtol=1e-4)
-    assert (products[0][inner[0], inner] - products[0][inner[0], inner[0]]).abs().max() > 0.1
+    torch.testing.assert_close(scores[0][inner][:, inner], scores[1][inner][:, inner], atol=2e-4, rtol=1e-4)
+    assert (scores[0][inner[0], inner] - scores[0][inner[0], inner[0]]).abs().max() > 0.02
+    # Without time the clock says nothing at all.
+    later = replaced(batch, time_N=batch.time_N + batch.position_N * 10**12)
+    assert torch.equal(turns(batch, 16, time=time), turns(later, 16, time=time)) == (not time)
+
+
+def test_both_precisions_give_the_same_states_but_for_rounding(vocabulary, batch):
+    torch.manual_seed(0)
+    encoder = Transformer(vocabulary, width=WIDTH, layers=4, dropout=0.0)
+    exact = encoder(batch)
+    with products.products_in(products.BFLOAT16):
+        fast = encoder(batch)
+    assert fast.dtype == exact.dtype == torch.float32
+    assert 0 < (fast - exact).norm() < 0.01 * exact.norm()
 
 
 def test_transformer_wants_even_heads(vocabulary):
@@ -212,3 +215,66 @@ def test_a_batch_without_events(vocabulary, kind):
     readout = Readout(vocabulary, encoder.width, width=WIDTH)
     assert batch.num_events == 0
     assert torch.isfinite(readout(encoder(batch), batch)).all()
+
+
+def test_hstu_equals_its_formula_one_journey_at_a_time(vocabulary, batch):
+    torch.manual_seed(0)
+    layer = Hstu(vocabulary, width=8, heads=2, layers=1, dropout=0.0).layers[0]
+    with torch.no_grad():
+        layer.of_distance_PH.normal_()
+        layer.of_time_TH.normal_()
+    x_ND = torch.randn(batch.num_events, 8)
+    found = layer(x_ND, batch.time_N, Spans(batch).bands)
+    for start, end in zip(batch.offsets_B[:-1].tolist(), batch.offsets_B[1:].tolist(), strict=True):
+        rows = slice(start, end)
+        u, v, q, k = functional.silu(layer.uvqk(layer.norm(x_ND[rows]))).chunk(4, dim=1)
+        heads = []
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            weights = torch.zeros(end - start, end - start)
+            for i in range(end - start):
+                for j in range(i + 1):
+                    seconds = max(1.0, float(batch.time_N[start + i] - batch.time_N[start + j]) / 1e6)
+                    bias = layer.of_distance_PH[distance_bucket(torch.tensor(i - j)), head]
+                    bias = bias + layer.of_time_TH[int(math.log2(seconds)), head]
+                    score = (q[i, part] * k[j, part]).sum() / 2 + bias
+                    weights[i, j] = functional.silu(score).detach() / (i + 1)
+            heads.append(weights @ v[:, part])
+        expected = x_ND[rows] + layer.gate_D * layer.join(layer.norm_sum(torch.cat(heads, 1)) * u)
+        torch.testing.assert_close(found[rows], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_hstu_of_a_long_journey_does_not_hang_on_its_blocks(vocabulary, monkeypatch):
+    batch = tiny_batch()
+    torch.manual_seed(0)
+    encoder = Hstu(vocabulary, width=8, layers=2, dropout=0.0)
+    results = []
+    for block in (256, 3):
+        monkeypatch.setattr("constellation.encoders.hstu.QUERY_BLOCK", block)
+        encoder.zero_grad()
+        states = encoder(batch)
+        states.square().sum().backward()
+        results.append((states.detach(), [parameter.grad.clone() for parameter in encoder.parameters()]))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+
+
+def test_buckets_of_distance_and_time():
+    distances = torch.tensor([-3, 0, 1, 15, 16, 18, 19, 20, 32, 64, 8191, 10**6])
+    assert distance_bucket(distances).tolist() == [0, 0, 1, 15, 16, 16, 16, 17, 20, 24, 51, 52]
+    seconds = torch.tensor([-5.0, 0.0, 0.9, 1.0, 2.0, 3.9, 4.0, 86400.0, 1e12])
+    assert time_bucket((seconds * 1e6).long()).tolist() == [0, 0, 0, 0, 1, 1, 2, 16, 31]
+
+
+@pytest.mark.parametrize("kind", [Transformer, Hstu])
+def test_journeys_of_8192_events_train(vocabulary, kind):
+    from constellation.journeys.batch import Gatherer
+
+    torch.manual_seed(0)
+    store = tiny_store(lengths=[8192, 3])
+    batch = Gatherer(store, vocabulary, max_events=8192).gather(np.array([0, 1]), KNOWN_UNTIL)
+    assert batch.max_length == 8192
+    encoder = kind(vocabulary, width=8, heads=2, layers=1)
+    states = encoder(batch)
+    assert states.isfinite().all()
+    states.mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())

@@ -153,8 +153,8 @@ class TestTrainingBatches:
     def test_who_came_too_late_is_asked_nothing(self) -> None:
         sampler = batches()
         late = STORE.time_N[STORE.first_event_C[sampler.journeys]] > KNOWN_UNTIL - HORIZONS[0] * DAY
-        assert (sampler.num_days[late] == 0).all()
-        assert (sampler.num_days[~late] > 0).all()
+        assert (sampler.num_choices[late] == 0).all()
+        assert (sampler.num_choices[~late] > 0).all()
         asked = sum(batch.num_queries for batch in sampler)
         assert asked == 4 * (~late).sum()
 
@@ -183,7 +183,7 @@ class TestTrainingBatches:
         # Uniform over days whatever comes after: the mean of a journey's cutoffs is the middle of its days.
         journey = int(np.argmax(np.diff(STORE.first_event_C)))
         sampler = batches(max_events=6, journeys=np.array([journey]))
-        num_days = int(sampler.num_days[0])
+        num_days = int(sampler.num_choices[0])
         assert sampler.is_long.tolist() == [True]
         assert num_days > 35
         days = []

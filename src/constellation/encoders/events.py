@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from constellation.journeys.vocabulary import FIRST_KNOWN
+from constellation.kernels.dropout import Dropout
+from constellation.schema import PRODUCT
+
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
     from constellation.journeys.vocabulary import Vocabulary
@@ -25,6 +29,7 @@ class EventEmbedding(nn.Module):
     All codes (categories, list values, bins of numbers, weekday, hour, first event) share one table with an offset per
     field, so that the single-valued fields are one ``embedding_bag``; a list adds the sum of its values. Numbers enter
     twice: as quantile bin and as scaled signed log. Elapsed time enters as log days and as decays of 1, 7 and 30 days.
+    Where only the order of events is known, time and calendar are left out.
     A sum, with nothing non-linear inside, so that an order-blind encoder above it is truly blind to order.
     """
 
@@ -41,19 +46,15 @@ class EventEmbedding(nn.Module):
         self.categorical, self.lists, self.numeric = vocabulary.categorical, vocabulary.lists, vocabulary.numeric
         sizes = {name: vocabulary.num_codes(name) for name in (*self.categorical, *self.lists)}
         sizes |= {f"bin of {name}": vocabulary.num_bins(name) for name in self.numeric}
-        sizes |= {"its weekday": NUM_WEEKDAYS, "its hour": NUM_HOURS, "is first": 2}
+        self.has_clock, self.num_products = vocabulary.has_clock, len(vocabulary.products)
+        calendar = {"its weekday": NUM_WEEKDAYS, "its hour": NUM_HOURS} if self.has_clock else {}
+        sizes |= calendar | {"is first": 2}
         self.start_of: dict[str, int] = {}
         total = 0
         for field, size in sizes.items():
             self.start_of[field] = total
             total += size
-        single = [
-            *self.categorical,
-            *(f"bin of {name}" for name in self.numeric),
-            "its weekday",
-            "its hour",
-            "is first",
-        ]
+        single = [*self.categorical, *(f"bin of {name}" for name in self.numeric), *calendar, "is first"]
         self.register_buffer("start_F", torch.tensor([self.start_of[field] for field in single]), persistent=False)
         scalers = [vocabulary.numeric_scaler[name] for name in self.numeric]
         for part in ("low", "high", "mean", "std"):
@@ -61,18 +62,21 @@ class EventEmbedding(nn.Module):
             self.register_buffer(f"numeric_{part}", torch.tensor(values, dtype=torch.float32), persistent=False)
         self.register_buffer("elapsed_scales", torch.tensor(ELAPSED_SCALES_DAYS), persistent=False)
         self.table = nn.Embedding(total, width)
-        self.amounts = nn.Linear(len(self.numeric) + 1 + len(ELAPSED_SCALES_DAYS), width)
-        self.dropout = nn.Dropout(dropout)
+        num_amounts = len(self.numeric) + (1 + len(ELAPSED_SCALES_DAYS)) * self.has_clock
+        self.amounts = nn.Linear(num_amounts, width) if num_amounts else None
+        self.dropout = Dropout(dropout)
         nn.init.normal_(self.table.weight, std=EMBEDDING_STD)
-        # The same small start, or the numbers would drown the categories.
-        nn.init.normal_(self.amounts.weight, std=EMBEDDING_STD)
-        nn.init.zeros_(self.amounts.bias)
+        if self.amounts is not None:
+            # The same small start, or the numbers would drown the categories.
+            nn.init.normal_(self.amounts.weight, std=EMBEDDING_STD)
+            nn.init.zeros_(self.amounts.bias)
 
     def forward(self, batch: JourneyBatch) -> Tensor:
         """Event vectors [N, width]."""
         single = [batch.categorical[name] for name in self.categorical]
         single += [batch.numeric_bin[name] for name in self.numeric]
-        single += [batch.weekday_N, batch.hour_N, batch.first_N.long()]
+        single += [batch.weekday_N, batch.hour_N] if self.has_clock else []
+        single.append(batch.first_N.long())
         codes_NF = torch.stack(single, dim=1) + self.start_F
         events_ND = functional.embedding_bag(codes_NF, self.table.weight, mode="sum")
         for name in self.lists:
@@ -80,12 +84,22 @@ class EventEmbedding(nn.Module):
             events_ND = events_ND + functional.embedding_bag(
                 values_M + self.start_of[name], self.table.weight, offsets, mode="sum", include_last_offset=True
             )
-        return self.dropout(events_ND + self.amounts(self._numbers(batch)))
+        if self.amounts is not None:
+            events_ND = events_ND + self.amounts(self._numbers(batch))
+        dropped_ND: Tensor = self.dropout(events_ND)
+        return dropped_ND
+
+    def product_embedding(self) -> Tensor:
+        """Embeddings [V, width] of the known products, a view of the table, for objectives that share them."""
+        first = self.start_of[PRODUCT] + FIRST_KNOWN
+        return self.table.weight[first : first + self.num_products]
 
     def _numbers(self, batch: JourneyBatch) -> Tensor:
         """Scaled signed logs of the numeric columns, then elapsed time, [N, features] float32."""
-        elapsed_N1 = batch.elapsed_days_N.unsqueeze(1)
-        parts = [elapsed_N1.log1p() / 3.0, torch.exp(-elapsed_N1 / self.elapsed_scales)]
+        parts = []
+        if self.has_clock:
+            elapsed_N1 = batch.elapsed_days_N.unsqueeze(1)
+            parts = [elapsed_N1.log1p() / 3.0, torch.exp(-elapsed_N1 / self.elapsed_scales)]
         if self.numeric:
             raw = torch.stack([batch.numeric[name] for name in self.numeric], dim=1)
             logs = raw.sign() * raw.abs().log1p()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -48,4 +49,6 @@ def packed_order(batch: JourneyBatch) -> tuple[Tensor, Tensor, Tensor]:
     order_N = torch.argsort(batch.position_N * len(rank_B) + rank_B[batch.journey_N])
     place_N = torch.empty_like(order_N)
     place_N[order_N] = torch.arange(len(order_N), device=order_N.device)
-    return order_N, place_N, torch.bincount(batch.position_N, minlength=1).cpu()
+    # Of journeys of length l one runs at each of the positions 0 .. l - 1.
+    ends = np.bincount(batch.lengths_on_host, minlength=2)[1:]
+    return order_N, place_N, torch.from_numpy(ends[::-1].cumsum()[::-1].copy())

@@ -123,6 +123,23 @@ class Readout(nn.Module):
         return torch.where(seen_Q1, features, torch.zeros_like(features))
 
 
+class StateReadout(nn.Module):
+    """The state of the last event a query may see, and nothing else; a learned start state where there is none.
+
+    For sequence models as the literature has them, whose answers are read off the last state.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, state_width: int) -> None:
+        super().__init__()
+        self.width = state_width
+        self.start_state_D = nn.Parameter(torch.randn(state_width) * EMBEDDING_STD)
+
+    def forward(self, states_ND: Tensor, batch: JourneyBatch) -> Tensor:
+        """Readout [Q, state width]."""
+        rows = torch.cat([self.start_state_D.to(states_ND.dtype).unsqueeze(0), states_ND])
+        return rows[batch.last_event_Q + 1]
+
+
 def _small_embedding(size: int, width: int) -> nn.Embedding:
     table = nn.Embedding(size, width)
     nn.init.normal_(table.weight, std=EMBEDDING_STD)

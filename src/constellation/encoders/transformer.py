@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from constellation.encoders.attention import Bands, Rotation, bands_of, ragged_causal_attention
+from constellation.encoders.attention import Spans, causal_attention, turns
 from constellation.encoders.base import Encoder
-from constellation.encoders.events import EventEmbedding
+from constellation.encoders.events import EMBEDDING_STD, EventEmbedding
 from constellation.errors import InputError
+from constellation.kernels.compiled import row_wise
+from constellation.kernels.products import linear
+from constellation.kernels.residual import gated_residual
 
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
@@ -26,6 +29,8 @@ class Transformer(Encoder):
 
     width: D. layers: 1 to 16 train without tuning. heads: must divide ``width`` into even parts, at least 4 wide.
     expansion: width of the feed-forward layer over D.
+    positions: also learn a vector for each of the first so many places of a journey, as SASRec does (Kang and McAuley
+    2018); later places share the last. 0 leaves only distances, which attention knows anyway.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class Transformer(Encoder):
         heads: int = 2,
         expansion: int = 2,
         dropout: float = 0.1,
+        positions: int = 0,
     ) -> None:
         super().__init__()
         if heads < 1 or width % heads or (width // heads) % 2 or width // heads < 4:
@@ -44,18 +50,25 @@ class Transformer(Encoder):
                 f"The transformer needs heads of an even width of at least 4, found width={width} and heads={heads}. "
                 "Choose a width that is a multiple of 2 x heads."
             )
-        self.width, self.head_width = width, width // heads
+        self.width, self.head_width, self.has_clock = width, width // heads, vocabulary.has_clock
         self.events = EventEmbedding(vocabulary, width, dropout=dropout)
+        self.positions = nn.Embedding(positions, width) if positions else None
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
         self.norm_in = nn.LayerNorm(width)
         self.layers = nn.ModuleList(Layer(width, heads, expansion * width, dropout) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
 
     def forward(self, batch: JourneyBatch) -> Tensor:
-        states_ND = self.norm_in(self.events(batch))
+        events_ND = self.events(batch)
+        if self.positions is not None:
+            place_N = batch.position_N.clamp(max=self.positions.num_embeddings - 1)
+            events_ND = events_ND + self.positions(place_N)
+        states_ND = self.norm_in(events_ND)
         if len(states_ND):
-            bands, rotation = bands_of(batch), Rotation(batch, self.head_width)
+            spans, turn_NP = Spans(batch), turns(batch, self.head_width, time=self.has_clock)
             for layer in self.layers:
-                states_ND = layer(states_ND, bands, rotation)
+                states_ND = layer(states_ND, spans, turn_NP)
         return self.norm_out(states_ND)
 
 
@@ -70,11 +83,52 @@ class Layer(nn.Module):
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.gate_attend_D = nn.Parameter(torch.full((width,), GATE_START))
         self.gate_feed_D = nn.Parameter(torch.full((width,), GATE_START))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = float(dropout)
 
-    def forward(self, x_ND: Tensor, bands: Bands, rotation: Rotation) -> Tensor:
-        q_NHD, k_NHD, v_NHD = self.qkv(self.norm_attend(x_ND)).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        seen_ND = ragged_causal_attention(rotation(q_NHD), rotation(k_NHD), v_NHD, bands).flatten(1)
-        x_ND = x_ND + self.gate_attend_D * self.dropout(self.join(seen_ND))
-        hidden = functional.gelu(self.up(self.norm_feed(x_ND)))
-        return x_ND + self.gate_feed_D * self.dropout(self.down(hidden))
+    def forward(self, x_ND: Tensor, spans: Spans, turn_NP: Tensor) -> Tensor:
+        qkv_NG = normed_linear(x_ND, *_both(self.norm_attend), *_both(self.qkv))
+        seen_ND = causal_attention(qkv_NG, turn_NP, spans, self.heads)
+        return joined_and_fed(
+            x_ND,
+            seen_ND,
+            *_both(self.join),
+            self.gate_attend_D,
+            *_both(self.norm_feed),
+            *_both(self.up),
+            *_both(self.down),
+            self.gate_feed_D,
+            self.dropout if self.training else 0.0,
+        )
+
+
+def _both(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias  # type: ignore[return-value]
+
+
+@row_wise
+def normed_linear(x_ND: Tensor, scale_D: Tensor, shift_D: Tensor, weight_OD: Tensor, bias_O: Tensor) -> Tensor:
+    """linear(norm(x)), [N, O]."""
+    return linear(functional.layer_norm(x_ND, scale_D.shape, scale_D, shift_D), weight_OD, bias_O)
+
+
+@row_wise
+def joined_and_fed(
+    x_ND: Tensor,
+    seen_ND: Tensor,
+    join_DD: Tensor,
+    join_D: Tensor,
+    gate_attend_D: Tensor,
+    scale_D: Tensor,
+    shift_D: Tensor,
+    up_HD: Tensor,
+    up_H: Tensor,
+    down_DH: Tensor,
+    down_D: Tensor,
+    gate_feed_D: Tensor,
+    drop: float,
+) -> Tensor:
+    """What a layer does after its attention ``seen_ND``: the one branch is added, the other made and added."""
+    x_ND = gated_residual(x_ND, linear(seen_ND, join_DD, join_D), gate_attend_D, drop)
+    normed_ND = functional.layer_norm(x_ND, scale_D.shape, scale_D, shift_D)
+    hidden = functional.gelu(linear(normed_ND, up_HD, up_H))
+    return gated_residual(x_ND, linear(hidden, down_DH, down_D), gate_feed_D, drop)

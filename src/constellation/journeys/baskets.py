@@ -26,6 +26,19 @@ def recent_products(store: Store, vocabulary: Vocabulary, queries: Queries, days
     return _products(store, vocabulary, start_Q, store.end_event(queries.journey_Q, queries.cutoff_Q))
 
 
+def seen_products(store: Store, vocabulary: Vocabulary, queries: Queries) -> Ragged:
+    """Products of all events that each question may see, repeats included: what the customer already has."""
+    start_Q = store.first_event_C[queries.journey_Q].astype(np.int64)
+    return _products(store, vocabulary, start_Q, np.where(queries.last_event_Q >= 0, queries.last_event_Q + 1, start_Q))
+
+
+def take(sets: Ragged, rows: np.ndarray) -> Ragged:
+    """The sets at ``rows`` (indices)."""
+    values_M, offsets = sets
+    length_R = offsets[rows + 1] - offsets[rows]
+    return values_M[ragged_arange(offsets[rows], length_R)], np.concatenate([[0], np.cumsum(length_R)])
+
+
 def _products(store: Store, vocabulary: Vocabulary, start_Q: np.ndarray, end_Q: np.ndarray) -> Ragged:
     if PRODUCT not in store.lists or not vocabulary.products:
         return np.empty(0, dtype=np.int64), np.zeros(len(start_Q) + 1, dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from constellation.errors import InputError
+from constellation.journeys.packing import map_tensors, to_device
+from constellation.journeys.records import AfterCutoff, PurchaseRecord, after_cutoff, purchase_record
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.vocabulary import Vocabulary, ragged_arange
 from constellation.journeys.windows import Queries
@@ -35,6 +37,7 @@ class Targets:
     next_N: Tensor
     next_type_Q: Tensor
     next_products: Ragged
+    after: AfterCutoff | None = None
 
 
 @dataclass
@@ -43,7 +46,8 @@ class JourneyBatch:
 
     time_N microseconds UTC; elapsed_days_N since the previous event of the customer (0 at the first); position_N from 0
     in the journey as gathered; last_event_Q a row of N, -1 for none. Model codes are those of the vocabulary.
-    ``max_length`` is a host integer, so that nobody needs to ask the device for it.
+    ``max_length`` is a host integer, so that nobody needs to ask the device for it; so are ``host_lengths_B``, a copy
+    of the lengths, and ``num_past_products``, list entries before the cutoffs over all queries, where they are known.
     """
 
     lengths_B: Tensor
@@ -69,6 +73,14 @@ class JourneyBatch:
     weekday_Q: Tensor
     aggregates_QF: Tensor
     targets: Targets | None = None
+    record: PurchaseRecord | None = None
+    host_lengths_B: np.ndarray | None = None
+    num_past_products: int | None = None
+
+    @property
+    def lengths_on_host(self) -> np.ndarray:
+        """int64 [B]. Waits for the device only where nobody kept a copy."""
+        return self.lengths_B.cpu().numpy() if self.host_lengths_B is None else self.host_lengths_B
 
     @property
     def num_journeys(self) -> int:
@@ -83,24 +95,38 @@ class JourneyBatch:
         return len(self.cutoff_Q)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> JourneyBatch:
-        """The batch on a device; on the same device the very same tensors."""
-        return _map(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The batch on a device, by one copy; on the same device the very same tensors."""
+        device, here = torch.device(device), self.time_N.device
+        if device.type == here.type and device.index in (None, here.index):
+            return self
+        if here.type == "cpu":
+            return to_device(self, device, non_blocking)
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> JourneyBatch:
-        return _map(self, lambda tensor: tensor.pin_memory())
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
-def _map(thing: Any, change: Any) -> Any:
-    """Apply ``change`` to every tensor in dataclasses, dicts and tuples."""
-    if isinstance(thing, Tensor):
-        return change(thing)
-    if is_dataclass(thing) and not isinstance(thing, type):
-        return type(thing)(**{field.name: _map(getattr(thing, field.name), change) for field in fields(thing)})
-    if isinstance(thing, dict):
-        return {name: _map(value, change) for name, value in thing.items()}
-    if isinstance(thing, tuple):
-        return tuple(_map(value, change) for value in thing)
-    return thing
+@dataclass
+class Span:
+    """The rows of the store that a batch holds, journey after journey, as numpy arrays int64.
+
+    begin_B: first event of the customer. start_B: first event of the batch. offsets_B: [B + 1], of the rows of N.
+    """
+
+    journeys: np.ndarray
+    begin_B: np.ndarray
+    start_B: np.ndarray
+    lengths_B: np.ndarray
+    offsets_B: np.ndarray
+
+    @property
+    def end_B(self) -> np.ndarray:
+        return self.start_B + self.lengths_B
+
+    @property
+    def num_events(self) -> int:
+        return int(self.offsets_B[-1])
 
 
 class Gatherer:
@@ -137,17 +163,46 @@ class Gatherer:
         ``row_of_Q`` says which row of the batch each query reads. No cutoff may lie after the ``until`` of its row.
         Without queries the batch has Q = 0. ``targets=False`` leaves the answers out (scoring).
         """
+        span = self._span(journeys, until)
+        if queries is None:
+            queries = _no_queries(self.vocabulary.horizons_days)
+        row_of_Q = _places(span.journeys, queries.journey_Q) if row_of_Q is None else row_of_Q
+        asked = self._asked(span, queries, row_of_Q)
+        answers = self._answers(queries) if targets else None
+        return self._batch(span, asked, answers)
+
+    def _batch(self, span: Span, asked: dict[str, Any], answers: Targets | None) -> JourneyBatch:
+        """The batch of the events of ``span``; ``asked`` are its fields that hold no events, as tensors."""
+        batch = JourneyBatch(
+            lengths_B=_tensor(span.lengths_B),
+            offsets_B=_tensor(span.offsets_B),
+            max_length=int(span.lengths_B.max(initial=0)),
+            host_lengths_B=span.lengths_B,
+            **self._events(span),
+            **asked,
+        )
+        if answers is not None:
+            following_N = np.arange(1, span.num_events + 1)
+            following_N[span.offsets_B[1:][span.lengths_B > 0] - 1] = -1
+            batch.targets = replace(answers, next_N=_tensor(following_N))
+        return batch
+
+    def _span(self, journeys: np.ndarray, until: np.ndarray | int) -> Span:
         store = self.store
         journeys = np.asarray(journeys, dtype=np.int64)
         begin_B = store.first_event_C[journeys].astype(np.int64)
         end_B = store.end_event(journeys, np.broadcast_to(np.asarray(until, dtype=np.int64), journeys.shape))
         start_B = np.maximum(begin_B, end_B - self.max_events)
-        lengths_B = end_B - start_B
-        rows_N = ragged_arange(start_B, lengths_B)
-        offsets_B = np.concatenate([[0], np.cumsum(lengths_B)])
-        journey_N = np.repeat(np.arange(len(journeys)), lengths_B)
+        offsets_B = np.concatenate([[0], np.cumsum(end_B - start_B)])
+        return Span(journeys, begin_B, start_B, end_B - start_B, offsets_B)
+
+    def _events(self, span: Span) -> dict[str, Any]:
+        """The fields of a batch that have a row for each event."""
+        store = self.store
+        rows_N = ragged_arange(span.start_B, span.lengths_B)
+        journey_N = np.repeat(np.arange(len(span.journeys)), span.lengths_B)
         time_N = store.time_N[rows_N]
-        first_N = rows_N == begin_B[journey_N]
+        first_N = rows_N == span.begin_B[journey_N]
         num_events = len(rows_N)
         if store.has_clock:
             before_N = store.time_N[np.maximum(rows_N - 1, 0)]
@@ -155,53 +210,56 @@ class Gatherer:
             weekday_N, hour_N = store.local_parts(time_N)
         else:
             elapsed_N, weekday_N, hour_N = np.zeros(num_events), *np.zeros((2, num_events), dtype=np.int64)
-        if queries is None:
-            queries = _no_queries(self.vocabulary.horizons_days)
-        row_of_Q = _places(journeys, queries.journey_Q) if row_of_Q is None else row_of_Q
-        assert np.array_equal(journeys[row_of_Q], queries.journey_Q), "a query asks about a journey not in the batch"
-        assert (queries.last_event_Q < end_B[row_of_Q]).all(), "a query may see events that the batch does not hold"
-        seen_Q = queries.last_event_Q >= start_B[row_of_Q]
-        last_event_Q = np.where(seen_Q, queries.last_event_Q - start_B[row_of_Q] + offsets_B[row_of_Q], -1)
-        since_Q, weekday_Q = self._since(queries)
-        aggregates_QF = self.vocabulary.aggregates_scaler(
-            self.vocabulary.aggregates.compute(store, queries.journey_Q, queries.cutoff_Q, queries.last_event_Q)
-        )
         categorical = {name: self._coded(name, rows_N) for name in self.vocabulary.categorical}
         numeric = {name: self._numeric(name, rows_N) for name in self.vocabulary.numeric}
-        batch = JourneyBatch(
-            lengths_B=_tensor(lengths_B),
-            offsets_B=_tensor(offsets_B),
-            max_length=int(lengths_B.max(initial=0)),
-            time_N=_tensor(time_N),
-            elapsed_days_N=_tensor(elapsed_N, np.float32),
-            first_N=_tensor(first_N, np.bool_),
-            weekday_N=_tensor(weekday_N),
-            hour_N=_tensor(hour_N),
-            journey_N=_tensor(journey_N),
-            position_N=_tensor(np.arange(num_events) - offsets_B[:-1][journey_N]),
-            categorical={name: _tensor(codes_N) for name, codes_N in categorical.items()},
-            numeric={name: _tensor(values_N, np.float32) for name, values_N in numeric.items()},
-            numeric_bin={name: _tensor(self.vocabulary.bins(name, values_N)) for name, values_N in numeric.items()},
-            lists={name: self._list(name, rows_N) for name in self.vocabulary.lists},
-            attributes={name: _tensor(self._attribute(name, journeys)) for name in self._attribute_names()},
-            attributes_numeric={
-                name: _tensor(self._attribute_number(name, journeys), np.float32)
+        return {
+            "time_N": _tensor(time_N),
+            "elapsed_days_N": _tensor(elapsed_N, np.float32),
+            "first_N": _tensor(first_N, np.bool_),
+            "weekday_N": _tensor(weekday_N),
+            "hour_N": _tensor(hour_N),
+            "journey_N": _tensor(journey_N),
+            "position_N": _tensor(np.arange(num_events) - span.offsets_B[:-1][journey_N]),
+            "categorical": {name: _tensor(codes_N) for name, codes_N in categorical.items()},
+            "numeric": {name: _tensor(values_N, np.float32) for name, values_N in numeric.items()},
+            "numeric_bin": {name: _tensor(self.vocabulary.bins(name, values_N)) for name, values_N in numeric.items()},
+            "lists": {name: self._list(name, rows_N) for name in self.vocabulary.lists},
+        }
+
+    def _asked(self, span: Span, queries: Queries, row_of_Q: np.ndarray) -> dict[str, Any]:
+        """The fields of a batch that have a row for each journey's attributes or for each query, and their number."""
+        start_Q, end_Q = span.start_B[row_of_Q], span.end_B[row_of_Q]
+        assert np.array_equal(span.journeys[row_of_Q], queries.journey_Q), "a query's journey is not in the batch"
+        assert (queries.last_event_Q < end_Q).all(), "a query may see events that the batch does not hold"
+        seen_Q = queries.last_event_Q >= start_Q
+        last_event_Q = np.where(seen_Q, queries.last_event_Q - start_Q + span.offsets_B[row_of_Q], -1)
+        since_Q, weekday_Q = self._since(queries)
+        aggregates_QF = self.vocabulary.aggregates_scaler(
+            self.vocabulary.aggregates.compute(self.store, queries.journey_Q, queries.cutoff_Q, queries.last_event_Q)
+        )
+        num_past_products = 0
+        if PRODUCT in self.store.lists:
+            entries = self.store.lists[PRODUCT][1]
+            past_Q = entries[np.where(seen_Q, queries.last_event_Q + 1, 0)] - entries[np.where(seen_Q, start_Q, 0)]
+            num_past_products = int(past_Q.sum())
+        return {
+            "attributes": {name: _tensor(self._attribute(name, span.journeys)) for name in self._attribute_names()},
+            "attributes_numeric": {
+                name: _tensor(self._attribute_number(name, span.journeys), np.float32)
                 for name in self.vocabulary.attributes_numeric
             },
-            query_journey_Q=_tensor(row_of_Q),
-            cutoff_Q=_tensor(queries.cutoff_Q),
-            last_event_Q=_tensor(last_event_Q),
-            since_last_days_Q=_tensor(since_Q, np.float32),
-            weekday_Q=_tensor(weekday_Q),
-            aggregates_QF=_tensor(aggregates_QF, np.float32),
-        )
-        if targets:
-            following_N = np.arange(1, num_events + 1)
-            following_N[offsets_B[1:][lengths_B > 0] - 1] = -1
-            batch.targets = self._targets(queries, following_N)
-        return batch
+            "query_journey_Q": _tensor(row_of_Q),
+            "cutoff_Q": _tensor(queries.cutoff_Q),
+            "last_event_Q": _tensor(last_event_Q),
+            "since_last_days_Q": _tensor(since_Q, np.float32),
+            "weekday_Q": _tensor(weekday_Q),
+            "aggregates_QF": _tensor(aggregates_QF, np.float32),
+            "record": purchase_record(self.store, queries),
+            "num_past_products": num_past_products,
+        }
 
-    def _targets(self, queries: Queries, next_N: np.ndarray) -> Targets:
+    def _answers(self, queries: Queries) -> Targets:
+        """The answers to the queries; what follows each event is left empty."""
         types_Q = np.zeros(len(queries), dtype=np.int64)
         known_Q = queries.next_event_Q >= 0
         types_Q[known_Q] = self._coded(EVENT_TYPE, queries.next_event_Q[known_Q])
@@ -210,9 +268,10 @@ class Gatherer:
             value_QK=_tensor(queries.value_QK, np.float32),
             purchases_QK=_tensor(queries.purchases_QK, np.float32),
             observed_QK=_tensor(queries.observed_QK, np.bool_),
-            next_N=_tensor(next_N),
+            next_N=_tensor(np.empty(0)),
             next_type_Q=_tensor(types_Q),
             next_products=self._list(PRODUCT, queries.next_basket_Q),
+            after=after_cutoff(self.store, queries),
         )
 
     def _since(self, queries: Queries) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from constellation.journeys.decisions import DecisionRule
+from constellation.journeys.last_events import LastEvents
 from constellation.journeys.sources import FunctionSource, SqlSource
 from constellation.journeys.windows import Windows
 from constellation.schema import EventSchema
@@ -22,7 +23,7 @@ class DataSet:
 
     name: str
     source: SqlSource | FunctionSource
-    windows: Windows
+    windows: Windows | LastEvents
     schema: EventSchema = field(default_factory=EventSchema)
     decisions: DecisionRule | None = None
     observed_until: str | None = None

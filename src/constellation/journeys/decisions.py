@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from constellation.errors import InputError
+from constellation.journeys.decision_checks import SEPARATOR, check_decisions, take_eligible
+from constellation.journeys.decision_rewards import reward_by_expression
 from constellation.schema import ACTION, CUSTOMER_ID, EVENT_TYPE
 from constellation.zones import MICROSECONDS_PER_DAY
 
@@ -21,6 +23,8 @@ NONE = "none"
 """The action of a decision not to contact."""
 
 DECISION_TIME = "decision_time"
+DEFAULT = "default"
+"""In ``propensity`` by action: all actions that are not named."""
 TABLE_COLUMNS = (ACTION, "propensity", "eligible", "cost", "reward", "matured")
 
 
@@ -33,6 +37,7 @@ class Decisions:
     propensity_Q: probability of the chosen action under the logging policy, NaN where unknown. eligible_Q: whether the
     customer could have been contacted. cost_Q: in units of the currency. reward_Q: what came after, less the cost.
     matured_Q: False where the reward window ends after the data do; the reward is then what was seen so far.
+    choices_Q: codes int32 of ``choice_sets``, the actions that could be chosen, joined by ``|``; code 0 is all of them.
     """
 
     journey_Q: np.ndarray
@@ -45,6 +50,26 @@ class Decisions:
     cost_Q: np.ndarray
     reward_Q: np.ndarray
     matured_Q: np.ndarray
+    choices_Q: np.ndarray | None = None
+    choice_sets: list[str | None] = field(default_factory=lambda: [None])
+
+    def __post_init__(self) -> None:
+        if self.choices_Q is None:
+            self.choices_Q = np.zeros(len(self.journey_Q), dtype=np.int32)
+
+    def eligible_QA(self) -> np.ndarray:
+        """Whether each action could be chosen, bool [Q, A] over ``actions[1:]``; only ``none`` where not eligible."""
+        names = self.actions[1:]
+        sets = [
+            np.ones(len(names), dtype=bool)
+            if given is None
+            else np.array([name in given.split(SEPARATOR) for name in names], dtype=bool)
+            for given in self.choice_sets
+        ]
+        assert self.choices_Q is not None
+        possible_QA = np.stack(sets)[self.choices_Q] if names else np.ones((len(self), 0), dtype=bool)
+        only_none_A = np.array([name == NONE for name in names], dtype=bool)
+        return np.where(self.eligible_Q[:, None], possible_QA, only_none_A)
 
     def __len__(self) -> int:
         return len(self.journey_Q)
@@ -77,10 +102,16 @@ class DecisionRule:
     where the column is missing). ``grid``: every ``every_days`` back from the end of the data, each customer with an
     event so far; the action is that of the first event of ``types`` in the period that begins, or ``none``.
     ``table``: the source's own table of decisions (``customer_id, decision_time, action`` and, as known, ``propensity,
-    eligible, cost, reward, matured``).
-    reward: ``amount`` (net money) or ``purchases`` (their number) of the events ordered after the decision, up to and
-    including ``decision_time + reward_days``. A reward column of a table is taken as it is.
+    eligible, cost, reward, matured``). ``eligible`` is true or false, or the list of actions that could be chosen.
+    reward: of the events ordered after the decision, up to and including ``decision_time + reward_days``: ``amount``
+    (net money), ``purchases`` (their number), ``response`` (1 where any is a purchase), or an SQL expression that
+    aggregates them (``sum(amount) - sum(reward_paid)``; see ``decision_rewards``). A reward column of a table is taken
+    as it is, and has matured where it is not missing.
     cost: of every action, or by action (others 0; ``none`` costs nothing); taken off the reward.
+    propensity: probability of each action under the logging policy, where it does not hang on the customer: one number
+    for all, or by action with ``default`` for those not named. A propensity column of a table goes first.
+    action_features: what describes an action, by action: numbers and names, the same keys for each. A model with action
+    features can score an action that it has not seen.
     """
 
     kind: str = "events"
@@ -89,6 +120,8 @@ class DecisionRule:
     reward_days: float = 30
     reward: str = "amount"
     cost: float | Mapping[str, float] = 0.0
+    propensity: float | Mapping[str, float] | None = None
+    action_features: Mapping[str, Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "types", tuple(self.types))
@@ -98,13 +131,70 @@ class DecisionRule:
             raise InputError(f"decisions.kind={self.kind} needs decisions.types: the event types that are contacts.")
         if self.kind == "grid" and (self.every_days is None or self.every_days < 1):
             raise InputError(f"decisions.kind=grid needs every_days of at least 1, found {self.every_days}.")
-        if self.reward not in ("amount", "purchases"):
-            raise InputError(f"decisions.reward must be amount or purchases, found {self.reward!r}.")
+        given = self.propensity
+        for value in [] if given is None else (given.values() if isinstance(given, Mapping) else [given]):
+            if not 0 < float(value) <= 1:
+                raise InputError(f"decisions.propensity must lie in (0, 1], found {value}.")
+        if self.action_features is not None:
+            keys = {tuple(sorted(features)) for features in self.action_features.values()}
+            if len(keys) > 1:
+                raise InputError(
+                    "decisions.action_features must have the same keys for every action, found "
+                    f"{'; '.join(', '.join(each) for each in sorted(keys))}."
+                )
         if self.reward_days <= 0:
             raise InputError(f"decisions.reward_days must be positive, found {self.reward_days}.")
 
     def derive(self, store: Store, table: pl.DataFrame | None = None) -> Decisions:
-        """The decisions of a store; ``table`` is the source's, for kind ``table``. Vectorised, in memory."""
+        """The decisions of a store; ``table`` is the source's, for kind ``table``. Vectorised, in memory.
+
+        Raises InputError for a propensity outside (0, 1], a chosen action that was not eligible, and a decision that
+        lies after the data end.
+        """
+        decisions = self._derive(store, table)
+        self._fill_propensity(decisions)
+        check_decisions(decisions, store)
+        return decisions
+
+    def logging_QA(self, decisions: Decisions) -> np.ndarray | None:
+        """Probability of every action [Q, A] over ``actions[1:]``; None where only the chosen one's is known."""
+        if self.propensity is None:
+            return None
+        names = decisions.actions[1:]
+        chance_A = np.array([self._propensity(name) for name in names])
+        eligible_QA = decisions.eligible_QA()
+        chance_QA = np.where(eligible_QA, chance_A, 0.0)
+        # What could not be chosen left its share to the others.
+        chance_QA = chance_QA / np.maximum(chance_QA.sum(axis=1, keepdims=True), 1e-300)
+        total = float(chance_A.sum())
+        if not 0.999 < total < 1.001:
+            raise InputError(
+                f"decisions.propensity adds up to {total:.4f} over the actions {', '.join(map(str, names))}; "
+                "the probabilities of all actions add up to 1."
+            )
+        return chance_QA
+
+    def _propensity(self, action: str | None) -> float:
+        if isinstance(self.propensity, Mapping):
+            found = self.propensity.get(str(action), self.propensity.get(DEFAULT))
+            if found is None:
+                raise InputError(f"decisions.propensity names neither {action!r} nor {DEFAULT}.")
+            return float(found)
+        assert self.propensity is not None
+        return float(self.propensity)
+
+    def _fill_propensity(self, decisions: Decisions) -> None:
+        missing_Q = np.isnan(decisions.propensity_Q) & (decisions.action_Q > 0)
+        if self.propensity is None or not missing_Q.any():
+            return
+        chance_QA = self.logging_QA(decisions)
+        assert chance_QA is not None
+        rows = np.flatnonzero(missing_Q)
+        given_Q = decisions.propensity_Q.copy()
+        given_Q[rows] = chance_QA[rows, decisions.action_Q[rows] - 1]
+        decisions.propensity_Q = given_Q
+
+    def _derive(self, store: Store, table: pl.DataFrame | None) -> Decisions:
         if self.kind == "table":
             if table is None:
                 raise InputError("decisions.kind=table needs a table: give the source decisions_sql.")
@@ -189,15 +279,12 @@ class DecisionRule:
             given_Q = _column(table, name)
             if given_Q is not None:
                 setattr(decisions, f"{name}_Q", given_Q)
-        for name in ("eligible", "matured"):
-            if name in table.columns:
-                setattr(decisions, f"{name}_Q", table[name].cast(pl.Boolean).fill_null(False).to_numpy())
-        outside = (decisions.propensity_Q <= 0) | (decisions.propensity_Q > 1)
-        if outside.any():
-            raise InputError(
-                f"{int(outside.sum()):,} decisions have a propensity outside (0, 1], such as "
-                f"{decisions.propensity_Q[outside][0]:g}. It is the probability of the chosen action."
-            )
+        if "reward" in table.columns:
+            decisions.matured_Q = table["reward"].is_not_null().to_numpy()
+        if "matured" in table.columns:
+            decisions.matured_Q = table["matured"].cast(pl.Boolean).fill_null(False).to_numpy()
+        if "eligible" in table.columns:
+            take_eligible(decisions, table["eligible"])
         return decisions
 
     def _finish(
@@ -221,8 +308,12 @@ class DecisionRule:
         end_Q = np.maximum(last_Q + 1, start_Q)
         if self.reward == "amount":
             gained_Q = (store.amount_sum_N[end_Q] - store.amount_sum_N[start_Q]) / 1e6
-        else:
+        elif self.reward in ("purchases", "response"):
             gained_Q = (store.purchase_sum_N[end_Q] - store.purchase_sum_N[start_Q]).astype(np.float64)
+            if self.reward == "response":
+                gained_Q = np.minimum(gained_Q, 1.0)
+        else:
+            gained_Q = reward_by_expression(store, self.reward, start_Q, end_Q, time_Q)
         if cost_Q is None:
             cost_Q = np.array([self._cost(name) for name in actions])[action_Q]
         return Decisions(

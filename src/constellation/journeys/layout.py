@@ -279,6 +279,7 @@ DECISION_COLUMNS = {
     "cost": ("cost_Q", np.float64),
     "reward": ("reward_Q", np.float64),
     "matured": ("matured_Q", np.uint8),
+    "choices": ("choices_Q", np.int32),
 }
 """Column of ``decisions.arrow`` -> field of ``Decisions`` and type on disk."""
 
@@ -290,8 +291,8 @@ def write_decisions(directory: Path, decisions: Any, clock: str) -> None:
     columns = {}
     for name, (field, dtype) in DECISION_COLUMNS.items():
         values = np.ascontiguousarray(getattr(decisions, field)).astype(dtype)
-        if name == "action":
-            columns[name] = dictionary_array(values, decisions.actions)
+        if name in ("action", "choices"):
+            columns[name] = dictionary_array(values, decisions.actions if name == "action" else decisions.choice_sets)
         elif name == "decision_time" and clock == "time":
             columns[name] = pa.array(values.view("datetime64[us]"), pa.timestamp("us", "UTC"))
         else:
@@ -301,10 +302,13 @@ def write_decisions(directory: Path, decisions: Any, clock: str) -> None:
 
 def read_decisions(directory: Path) -> dict[str, Any]:
     batch = _open(directory / DECISIONS)
-    fields: dict[str, Any] = {"actions": batch.column("action").dictionary.to_pylist()}
+    fields: dict[str, Any] = {
+        "actions": batch.column("action").dictionary.to_pylist(),
+        "choice_sets": batch.column("choices").dictionary.to_pylist(),
+    }
     for name, (field, dtype) in DECISION_COLUMNS.items():
         column = batch.column(name)
-        values = _view(column.indices if name == "action" else column, dtype)
+        values = _view(column.indices if name in ("action", "choices") else column, dtype)
         fields[field] = values.view(bool) if dtype is np.uint8 else values
     return fields
 

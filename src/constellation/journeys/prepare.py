@@ -106,7 +106,7 @@ def _build(data: DataSet, fingerprint: str, directory: Path, progress: Progress 
     content = write_store(ordered, attributes, directory, progress)
     shutil.rmtree(runs)
     until = observed_end(ordered, data.observed_until)
-    if decided is not None and data.observed_until is None and len(decided):
+    if decided is not None and data.observed_until is None and len(decided) and ordered.num_events == 0:
         until = max(until, int(decided["decision_time"].max()))  # type: ignore[arg-type]
     manifest = Manifest(
         name=data.name,
@@ -147,7 +147,7 @@ def _check_content(ordered: Ordered, data: DataSet) -> None:
 
 def _with_decisions(content: str, decisions: Decisions) -> str:
     hasher = hashlib.blake2b(content.encode(), digest_size=16)
-    hasher.update(json.dumps(decisions.actions).encode())
+    hasher.update(json.dumps([decisions.actions, decisions.choice_sets]).encode())
     for field, dtype in layout.DECISION_COLUMNS.values():
         hasher.update(np.ascontiguousarray(getattr(decisions, field)).astype(dtype).tobytes())
     return hasher.hexdigest()

@@ -43,6 +43,8 @@ def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
     }
     if store.decisions is not None:
         result["num_decisions"] = len(store.decisions)
+    if not store.has_clock:
+        result["clock"] = store.schema.clock
     if store.num_events == 0 or not store.has_clock:
         return result
     result |= {
@@ -70,6 +72,8 @@ def format_profile(facts: dict[str, Any]) -> str:
 
     if "first_event" in facts:
         add("span", f"{facts['first_event']} to {facts['last_event']}, observed until {facts['observed_until']}")
+    elif "clock" in facts:
+        add("time", "only the order of events is known: features of time are off")
     add("event types", ", ".join(f"{name} {count:,}" for name, count in facts["event_types"].items()))
     add("distinct values", ", ".join(f"{name} {count:,}" for name, count in facts["num_values"].items()))
     if facts["events_per_customer"]:

@@ -7,8 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
+from constellation.errors import InputError
+from constellation.journeys.last_events import LastEvents
 from constellation.journeys.store import Store
-from constellation.journeys.windows import Queries, Windows, ask, at_risk, held_out, panel
+from constellation.journeys.windows import Queries, Until, Windows, held_out
 
 
 @dataclass
@@ -18,37 +20,66 @@ class Splits:
     Selection trains on horizons that end at or before the validation cutoff and is scored at it, on horizons that end
     at or before the test cutoff; the refit trains on horizons that end at or before the test cutoff. Customers held out
     are in neither; the test asks everybody at risk.
+
+    select_until, refit_until: the last moment that each phase may know, one for all (the cutoffs of :class:`Windows`)
+    or one for each customer (:class:`LastEvents`).
     """
 
     store: Store
-    windows: Windows
+    windows: Windows | LastEvents
 
     def __post_init__(self) -> None:
-        self.val_cutoff, self.test_cutoff = self.windows.cutoffs(self.store)
+        self.select_until, self.refit_until = self.windows.known_until(self.store)
         self.held_out_C = held_out(self.store, self.windows)
         self.train_journeys = np.flatnonzero(~self.held_out_C)
 
+    @property
+    def val_cutoff(self) -> int:
+        """Microseconds UTC. Raises InputError where customers have cutoffs of their own."""
+        return _one_date(self.select_until)
+
+    @property
+    def test_cutoff(self) -> int:
+        """Microseconds UTC. Raises InputError where customers have cutoffs of their own."""
+        return _one_date(self.refit_until)
+
     @cached_property
     def select_panel(self) -> Queries:
-        return panel(self.store, self.windows, known_until=self.val_cutoff, journeys=self.train_journeys)
+        return self.windows.panel(self.store, self.select_until, self.train_journeys)
 
     @cached_property
     def refit_panel(self) -> Queries:
-        return panel(self.store, self.windows, known_until=self.test_cutoff, journeys=self.train_journeys)
+        return self.windows.panel(self.store, self.refit_until, self.train_journeys)
 
     @cached_property
     def val(self) -> Queries:
-        return self._at(self.val_cutoff, self.train_journeys, self.test_cutoff)
+        return self.windows.questions(self.store, self.select_until, self.refit_until, self.train_journeys)
 
     @cached_property
     def test(self) -> Queries:
-        return self._at(self.test_cutoff, None, self.store.manifest.observed_until)
+        everybody = np.arange(self.store.num_customers)
+        return self.windows.questions(self.store, self.refit_until, self.store.manifest.observed_until, everybody)
 
     @cached_property
     def test_is_new_Q(self) -> np.ndarray:
         """Mask over ``test``: customers never trained on."""
         return self.held_out_C[self.test.journey_Q]
 
-    def _at(self, cutoff: int, journeys: np.ndarray | None, known_until: int) -> Queries:
-        risk = at_risk(self.store, cutoff, journeys)
-        return ask(self.store, risk, np.full(len(risk), cutoff), self.windows.horizons_days, known_until)
+
+def time_windows(windows: Windows | LastEvents) -> Windows:
+    """The windows, where they are dates; else InputError."""
+    if isinstance(windows, Windows):
+        return windows
+    raise InputError(_NO_DATE)
+
+
+def _one_date(until: Until) -> int:
+    if isinstance(until, np.ndarray):
+        raise InputError(_NO_DATE)
+    return until
+
+
+_NO_DATE = (
+    "This needs a cutoff that is one date for all, but these data are split by the last events of each customer "
+    "(windows: LastEvents). Use a data set whose windows have val_cutoff and test_cutoff."
+)

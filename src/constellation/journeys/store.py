@@ -17,6 +17,7 @@ from constellation.zones import MICROSECONDS_PER_DAY
 
 if TYPE_CHECKING:
     from constellation.journeys.decisions import Decisions
+    from constellation.journeys.recency import PurchaseIndex
 
 SCHEMA_VERSION = 1
 MONEY_SCALE = 1_000_000  # running sums of money are whole millionths, so that differences of sums are exact
@@ -90,7 +91,17 @@ class Store:
         manifest = Manifest.from_json(json.loads(path.read_text()))
         arrays = layout.read(directory)
         decisions = arrays.pop("decisions", None)
-        return cls(manifest=manifest, decisions=None if decisions is None else Decisions(**decisions), **arrays)
+        store = cls(manifest=manifest, decisions=None if decisions is None else Decisions(**decisions), **arrays)
+        store.__dict__["_directory"] = directory.absolute()
+        return store
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A mapped store travels to another process as the name of its folder, not as gigabytes.
+        directory = self.__dict__.get("_directory")
+        return self.__dict__ if directory is None else {"_directory": directory}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(vars(Store.open(state["_directory"])) if "_directory" in state else state)
 
     @property
     def num_customers(self) -> int:
@@ -142,6 +153,13 @@ class Store:
         return np.flatnonzero(self.purchase_N)
 
     @cached_property
+    def purchase_index(self) -> PurchaseIndex:
+        """Running sums over the purchases, made at the first question about purchase days."""
+        from constellation.journeys.recency import PurchaseIndex
+
+        return PurchaseIndex.of(self)
+
+    @cached_property
     def basket_events(self) -> np.ndarray:
         """Store indices of all events that name a product, ascending."""
         if PRODUCT not in self.lists:
@@ -166,6 +184,18 @@ class Store:
                 np.cumsum(self.categorical[EVENT_TYPE] == dictionary.index(event_type), out=sum_N[1:])
             self._type_sums[event_type] = sum_N
         return self._type_sums[event_type]
+
+    def events_of_type(self, event_type: str) -> np.ndarray:
+        """Store indices of all events of one type, ascending, cached; empty for a type that the store lacks."""
+        if event_type not in self._type_events:
+            dictionary = self.dictionaries[EVENT_TYPE]
+            code = dictionary.index(event_type) if event_type in dictionary else -1
+            self._type_events[event_type] = np.flatnonzero(self.categorical[EVENT_TYPE] == code)
+        return self._type_events[event_type]
+
+    @cached_property
+    def _type_events(self) -> dict[str, np.ndarray]:
+        return {}
 
     @cached_property
     def _type_sums(self) -> dict[str, np.ndarray]:

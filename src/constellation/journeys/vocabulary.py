@@ -10,7 +10,8 @@ import numpy as np
 from constellation.errors import InputError
 from constellation.journeys.aggregates import Aggregates
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
-from constellation.journeys.windows import Queries
+from constellation.journeys.waits import churn_types
+from constellation.journeys.windows import Queries, Until, until_of
 from constellation.schema import CATEGORICAL, EVENT_TYPE, LIST, NUMERIC, PRODUCT
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
@@ -68,7 +69,8 @@ class Vocabulary:
 
     categories: known values of each categorical or list column (``attributes.<name>`` for attributes), most frequent
     first; code 0 is missing, 1 unknown, 2 the first known. bin_edges: inner quantile edges of each numeric column; bin
-    0 is missing. targets: statistics of the training targets per horizon, for the initial bias of heads, or None.
+    0 is missing. churn_types: the declared ends of a relationship. targets: statistics of the training targets per
+    horizon, for the initial bias of heads, or None.
     """
 
     kinds: dict[str, str]
@@ -81,6 +83,7 @@ class Vocabulary:
     aggregates_scaler: Scaler
     horizons_days: tuple[int, ...]
     targets: dict[str, dict[str, list[float]]] | None = None
+    churn_types: tuple[str, ...] = ()
 
     @classmethod
     def fit(
@@ -89,7 +92,7 @@ class Vocabulary:
         train: Queries,
         *,
         journeys: np.ndarray,
-        until: int,
+        until: Until,
         windows_days: tuple[int, ...] = (7, 30, 91, 182, 365),
         num_bins: int = 16,
         min_count: int = 1,
@@ -101,10 +104,11 @@ class Vocabulary:
         """
         journeys = np.asarray(journeys, dtype=np.int64)
         start_C = store.first_event_C[journeys].astype(np.int64)
-        end_C = store.end_event(journeys, np.full(len(journeys), until))
+        until_C = until_of(until, journeys)
+        end_C = store.end_event(journeys, until_C)
         # Who has no event by then is no training row yet: not even the attributes are known.
         seen_C = end_C > start_C
-        journeys, start_C, end_C = journeys[seen_C], start_C[seen_C], end_C[seen_C]
+        journeys, start_C, end_C, until_C = journeys[seen_C], start_C[seen_C], end_C[seen_C], until_C[seen_C]
         rows = ragged_arange(start_C, end_C - start_C)
         if len(rows) == 0:
             raise InputError("The training part has no events: move the cutoffs later or hold out fewer customers.")
@@ -131,7 +135,7 @@ class Vocabulary:
         for name, values_C in store.attributes_numeric.items():
             attribute_scaler[name] = Scaler.fit(values_C[journeys][:, None])
         # The span of the training customers, not of the store: held-out customers teach nothing.
-        span_days = (until - int(store.time_N[start_C].min())) / MICROSECONDS_PER_DAY
+        span_days = (int(until_C.max()) - int(store.time_N[start_C].min())) / MICROSECONDS_PER_DAY
         aggregates = Aggregates.fit(store, tuple(windows_days), span_days, categories[EVENT_TYPE])
         return cls(
             kinds=dict(store.manifest.kinds),
@@ -146,6 +150,7 @@ class Vocabulary:
             ),
             horizons_days=train.horizons_days,
             targets=_target_statistics(train),
+            churn_types=churn_types(store),
         )
 
     @property
@@ -200,6 +205,11 @@ class Vocabulary:
             places += values >= edge
         return np.where(np.isnan(values), 0, places).astype(np.int64)
 
+    @property
+    def has_clock(self) -> bool:
+        """False where only the order of events is known: windows of days then do not exist."""
+        return bool(self.aggregates.windows_days)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "kinds": self.kinds,
@@ -212,6 +222,7 @@ class Vocabulary:
             "aggregates_scaler": self.aggregates_scaler.to_json(),
             "horizons_days": list(self.horizons_days),
             "targets": self.targets,
+            "churn_types": list(self.churn_types),
         }
 
     @classmethod
@@ -227,6 +238,7 @@ class Vocabulary:
             aggregates_scaler=Scaler.from_json(data["aggregates_scaler"]),
             horizons_days=tuple(data["horizons_days"]),
             targets=data["targets"],
+            churn_types=tuple(data.get("churn_types", ())),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 from dataclasses import dataclass
+from typing import Protocol
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -15,6 +16,16 @@ from constellation.journeys.store import MICROSECONDS_PER_DAY, Store, to_local
 
 CLOCK_CHANGE = 2 * 3_600_000_000
 """Grace of a horizon: a clock change makes a day an hour longer, and the same wall-clock day still counts as inside."""
+
+Until = int | np.ndarray
+"""The last moment that may be known: one for all, or one for each customer of the store, int64 [C]."""
+
+
+def until_of(until: Until, journeys: np.ndarray) -> np.ndarray:
+    """The moment for each of ``journeys`` (rows of the store), int64."""
+    if isinstance(until, np.ndarray):
+        return until[journeys]
+    return np.full(len(journeys), until, dtype=np.int64)
 
 
 def parse_cutoff(text: str, timezone: str) -> int:
@@ -67,6 +78,11 @@ class Windows:
     holdout_share: customers never trained on, by a stable hash of their id; reported as ``test_new``.
     train_cutoffs_every_days: the grid of training cutoffs.
     first_cutoff: the earliest training cutoff, for data whose first weeks are no fair history; null: the first event.
+    room_days: training cutoffs leave at least so many days for what follows them; null: the shortest horizon. Fewer
+        serve questions of time and buy-till-you-die models, which learn from answers that are censored.
+    exclude_seen: leave what a customer already has out of the ranking of next products (films), or not (groceries).
+    backtest_horizons_days, backtest_origins: what a backtest asks where it is not told; empty: ``horizons_days``, and
+    the ends of months.
     """
 
     val_cutoff: str
@@ -75,16 +91,27 @@ class Windows:
     holdout_share: float = 0.1
     train_cutoffs_every_days: int = 7
     first_cutoff: str | None = None
+    exclude_seen: bool = False
+    room_days: int | None = None
+    backtest_horizons_days: tuple[int, ...] = ()
+    backtest_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "horizons_days", tuple(int(days) for days in self.horizons_days))
         horizons = self.horizons_days
         if not horizons or horizons[0] < 1 or any(b <= a for a, b in itertools.pairwise(horizons)):
             raise InputError(f"horizons_days must be whole days, ascending, found {list(horizons)}.")
+        if self.room_days is not None and not 1 <= self.room_days <= horizons[0]:
+            raise InputError(f"room_days must lie in 1 .. {horizons[0]}, the shortest horizon, found {self.room_days}.")
         if not 0 <= self.holdout_share < 1:
             raise InputError(f"holdout_share must lie in [0, 1), found {self.holdout_share}.")
         if self.train_cutoffs_every_days < 1:
             raise InputError(f"train_cutoffs_every_days must be at least 1, found {self.train_cutoffs_every_days}.")
+
+    @property
+    def least_room_days(self) -> int:
+        """Between a training cutoff and the end of what is known."""
+        return self.horizons_days[0] if self.room_days is None else self.room_days
 
     def earliest(self, store: Store) -> int:
         """Training cutoffs lie at or after this moment."""
@@ -94,19 +121,50 @@ class Windows:
 
     def cutoffs(self, store: Store) -> tuple[int, int]:
         """Validation and test cutoff in microseconds, checked against each other and against the data."""
+        if not store.has_clock:
+            raise InputError(
+                "The windows are dates, but of these events only the order is known (clock: order). "
+                "Split them by the last events of each customer: `_target_: "
+                "constellation.journeys.last_events.LastEvents` under windows."
+            )
         zone = store.schema.timezone
         val, test = parse_cutoff(self.val_cutoff, zone), parse_cutoff(self.test_cutoff, zone)
         if val >= test:
             raise InputError(f"val_cutoff {self.val_cutoff} must lie before test_cutoff {self.test_cutoff}.")
         check_horizon(store, test, self.horizons_days[-1])
         first = self.earliest(store)
-        if val - self.horizons_days[0] * MICROSECONDS_PER_DAY <= first:
+        if val - self.least_room_days * MICROSECONDS_PER_DAY <= first:
             raise InputError(
                 f"No training cutoff fits: the first may lie at {format_time(first, zone)} and the shortest horizon "
-                f"({self.horizons_days[0]} days) must end at or before val_cutoff {self.val_cutoff}. "
+                f"({self.least_room_days} days) must end at or before val_cutoff {self.val_cutoff}. "
                 "Move val_cutoff later or shorten the horizons."
             )
         return val, test
+
+    def known_until(self, store: Store) -> tuple[Until, Until]:
+        """What selection may know, and what the refit may know: the two cutoffs."""
+        return self.cutoffs(store)
+
+    def panel(self, store: Store, until: Until, journeys: np.ndarray) -> Queries:
+        """Training questions; see :func:`panel`."""
+        assert isinstance(until, int)
+        return panel(store, self, known_until=until, journeys=journeys)
+
+    def questions(self, store: Store, cutoff: Until, known_until: Until, journeys: np.ndarray) -> Queries:
+        """Everybody at risk at the cutoff, with the answers known by ``known_until``."""
+        assert isinstance(cutoff, int)
+        risk = at_risk(store, cutoff, journeys)
+        return ask(store, risk, np.full(len(risk), cutoff), self.horizons_days, known_until)
+
+    def describe(self, store: Store) -> str:
+        """One line for the terminal."""
+        val, test = (format_time(cutoff, store.schema.timezone) for cutoff in self.cutoffs(store))
+        horizons = ", ".join(str(days) for days in self.horizons_days)
+        return f"select at {val}, refit and test at {test}, horizons {horizons} days"
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """For the model card."""
+        return {"val_cutoff": self.val_cutoff, "test_cutoff": self.test_cutoff}
 
 
 def check_horizon(store: Store, cutoff: int, horizon_days: int) -> None:
@@ -137,7 +195,7 @@ class Queries:
     the last event it may see, -1 for none. value_QK: net money in ``(cutoff, cutoff + horizon]``; purchases_QK: number
     of purchases there. observed_QK: False where the horizon ends after what is known: censored, never zero.
     next_event_Q: store index of the first known event after the cutoff, -1 for none; next_basket_Q: of the first that
-    names a product.
+    names a product. known_until_Q: microseconds UTC, the end of what the answers know.
     """
 
     journey_Q: np.ndarray
@@ -149,6 +207,7 @@ class Queries:
     observed_QK: np.ndarray
     next_event_Q: np.ndarray
     next_basket_Q: np.ndarray
+    known_until_Q: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.journey_Q)
@@ -165,21 +224,24 @@ class Queries:
             observed_QK=self.observed_QK[rows],
             next_event_Q=self.next_event_Q[rows],
             next_basket_Q=self.next_basket_Q[rows],
+            known_until_Q=None if self.known_until_Q is None else self.known_until_Q[rows],
         )
 
 
 def ask(
-    store: Store, journey_Q: np.ndarray, cutoff_Q: np.ndarray, horizons_days: tuple[int, ...], known_until: int
+    store: Store, journey_Q: np.ndarray, cutoff_Q: np.ndarray, horizons_days: tuple[int, ...], known_until: Until
 ) -> Queries:
     """Queries with their answers, from running sums: a hundred cutoffs cost little more than one.
 
-    Events after ``known_until`` are never read, so a horizon that ends later is censored.
+    Events after ``known_until`` (of the customer, where it differs) are never read, so a horizon that ends later is
+    censored.
     """
     journey_Q = np.asarray(journey_Q, dtype=np.int64)
     cutoff_Q = np.broadcast_to(np.asarray(cutoff_Q, dtype=np.int64), journey_Q.shape).copy()
     last_event_Q = store.last_event(journey_Q, cutoff_Q)
     start_Q = np.where(last_event_Q >= 0, last_event_Q + 1, store.first_event_C[journey_Q])
-    known_Q = store.end_event(journey_Q, np.full_like(cutoff_Q, known_until))
+    known_until_Q = until_of(known_until, journey_Q)
+    known_Q = store.end_event(journey_Q, known_until_Q)
     shape = (len(journey_Q), len(horizons_days))
     value_QK = np.zeros(shape)
     purchases_QK, observed_QK = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
@@ -188,7 +250,7 @@ def ask(
         end_Q = np.maximum(np.minimum(store.end_event(journey_Q, end_time_Q), known_Q), start_Q)
         value_QK[:, column] = store.money_between(start_Q, end_Q)
         purchases_QK[:, column] = store.purchases_between(start_Q, end_Q)
-        observed_QK[:, column] = end_time_Q <= known_until + CLOCK_CHANGE
+        observed_QK[:, column] = end_time_Q <= known_until_Q + CLOCK_CHANGE
     return Queries(
         journey_Q=journey_Q,
         cutoff_Q=cutoff_Q,
@@ -199,6 +261,7 @@ def ask(
         observed_QK=observed_QK,
         next_event_Q=np.where(start_Q < known_Q, start_Q, -1),
         next_basket_Q=store.first_basket(start_Q, known_Q),
+        known_until_Q=known_until_Q,
     )
 
 
@@ -222,7 +285,14 @@ def at_risk(store: Store, cutoff: int, journeys: np.ndarray | None = None) -> np
     return journeys[store.last_event(journeys, np.full(len(journeys), cutoff)) >= 0]
 
 
-def held_out(store: Store, windows: Windows) -> np.ndarray:
+class HoldsOut(Protocol):
+    """A split by customer."""
+
+    @property
+    def holdout_share(self) -> float: ...
+
+
+def held_out(store: Store, windows: HoldsOut) -> np.ndarray:
     """Mask [C] of customers never trained on: a stable hash of the id, so the same people in every run and store."""
     if windows.holdout_share == 0:
         return np.zeros(store.num_customers, dtype=bool)
@@ -239,7 +309,7 @@ def panel(store: Store, windows: Windows, *, known_until: int, journeys: np.ndar
     The latest cutoff leaves room for the shortest horizon; longer horizons that do not fit are censored.
     Only customers at risk at each cutoff are asked about.
     """
-    latest = known_until - windows.horizons_days[0] * MICROSECONDS_PER_DAY
+    latest = known_until - windows.least_room_days * MICROSECONDS_PER_DAY
     grid = days_before(store, latest, windows.earliest(store), windows.train_cutoffs_every_days)
     journey_parts, cutoff_parts = [], []
     for cutoff in grid.tolist():

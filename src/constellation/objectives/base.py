@@ -40,11 +40,16 @@ class Objective(nn.Module):
     """
 
     name: str
+    needs_horizon_labels = True
+    """Whether a horizon must have been seen whole in training to be answered; else any history will do."""
 
     def __init__(self, *, horizons_days: Sequence[int], weight: float) -> None:
         super().__init__()
         self.horizons_days = tuple(int(days) for days in horizons_days)
         self.weight = float(weight)
+
+    def connect(self, encoder: nn.Module) -> None:
+        """Called once the model is whole, for objectives that share weights with the encoder; others need nothing."""
 
     def loss(self, states_ND: Tensor, readout_QD: Tensor, batch: JourneyBatch) -> Loss:
         raise NotImplementedError(f"{type(self).__name__} has no loss.")

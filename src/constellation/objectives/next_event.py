@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from constellation.errors import InputError
 from constellation.journeys.vocabulary import FIRST_KNOWN
+from constellation.kernels.products import linear
 from constellation.objectives.base import HEAD_STD, Loss, Objective
 from constellation.objectives.repeats import RepeatedProducts
+from constellation.objectives.softmaxes import FullSoftmax, Products, ProductSets
 from constellation.schema import EVENT_TYPE, PRODUCT
 
 if TYPE_CHECKING:
-    from constellation.journeys.batch import JourneyBatch, Ragged
+    from constellation.journeys.batch import JourneyBatch
     from constellation.journeys.vocabulary import Vocabulary
 
 
@@ -27,10 +30,14 @@ class NextEvent(Objective):
     bought before (``repeats.py``), while there are at most ``max_repeat_products``.
     A query's products are those of its next basket, even if another event comes before it.
 
-    width: of the shared space.
+    width: of the shared space. softmax: loss over the products, see ``softmaxes.py``; the full one by default.
+    tied: products have the embedding they are read with, and ``width`` must be the encoder's.
+    shared: one projection for events and cutoffs, so that cutoffs can be answered where only events are learned from;
+    wants a readout as wide as the states, such as ``readout=state``.
     """
 
     name = "next_event"
+    needs_horizon_labels = False
 
     def __init__(
         self,
@@ -42,41 +49,55 @@ class NextEvent(Objective):
         weight: float = 1.0,
         width: int = 64,
         max_repeat_products: int = 4096,
+        softmax: nn.Module | None = None,
+        tied: bool = False,
+        shared: bool = False,
     ) -> None:
         super().__init__(horizons_days=horizons_days, weight=weight)
+        if tied and width != state_width:
+            raise InputError(f"Tied products want objective.next_event.width={state_width}, found {width}.")
+        if shared and readout_width != state_width:
+            raise InputError(
+                f"With objective.next_event.shared=true the readout must be as wide as the states ({state_width}), "
+                f"found {readout_width}. Choose readout=state."
+            )
         self.num_products = len(vocabulary.products)
         self.from_state = nn.Linear(state_width, width)
-        self.from_readout = nn.Linear(readout_width, width)
-        self.types = _Output(vocabulary.num_codes(EVENT_TYPE) - FIRST_KNOWN, width)
-        self.products = _Output(self.num_products, width) if self.num_products else None
+        self.from_readout = None if shared else nn.Linear(readout_width, width)
+        self.needs_cutoffs = not shared
+        self.types = Products(vocabulary.num_codes(EVENT_TYPE) - FIRST_KNOWN, width, std=HEAD_STD)
+        self.tied = tied and self.num_products > 0
+        self.products = Products(self.num_products, width, std=HEAD_STD, tied=tied) if self.num_products else None
+        self.softmax = FullSoftmax() if softmax is None else softmax
         repeats = 0 < self.num_products <= max_repeat_products
         self.repeats = RepeatedProducts(self.num_products, readout_width) if repeats else None
+
+    def connect(self, encoder: nn.Module) -> None:
+        if self.tied:
+            assert self.products is not None
+            self.products.tie(encoder.events)  # type: ignore[arg-type]
 
     def loss(self, states_ND: Tensor, readout_QD: Tensor, batch: JourneyBatch) -> Loss:
         targets = batch.targets
         assert targets is not None
-        follows_N = targets.next_N >= 0
-        next_type_N = torch.where(follows_N, batch.categorical[EVENT_TYPE][targets.next_N.clamp(min=0)], 0)
-        event_query, cutoff_query = self.from_state(states_ND), self.from_readout(readout_QD)
-        parts = {
-            "type": [
-                code_cross_entropy(self.types(event_query), next_type_N),
-                code_cross_entropy(self.types(cutoff_query), targets.next_type_Q),
-            ]
-        }
+        before_N, follows_N = events_before(targets.next_N)
+        event_query = _project(self.from_state, states_ND)
+        cutoff_query = self._cutoff_query(readout_QD)
+        parts = {"type": self._types(event_query, cutoff_query, batch)}
         if self.products is not None:
-            parts["product"] = [
-                set_cross_entropy(self.products(event_query), *following_products(batch, targets.next_N)),
-                set_cross_entropy(
-                    self._product_logits(readout_QD, cutoff_query, batch),
-                    targets.next_products[0],
-                    row_of_value(targets.next_products),
-                ),
-            ]
+            sets = ProductSets.of(*batch.lists[PRODUCT], before_N >= 0)
+            asker_query = event_query.index_select(0, before_N.clamp(min=0))
+            parts["product"] = [(self.softmax(asker_query, self.products, sets), sets.asked_R.sum())]
+            if len(readout_QD):
+                parts["product"].append(self._next_basket(readout_QD, cutoff_query, batch))
         total = sum((term for terms in parts.values() for term, _ in terms), start=states_ND.new_zeros(()))
         # The number of questions, not of terms: an event without a basket still counts once.
         count = follows_N.sum() + (targets.next_type_Q > 0).sum()
-        means = {name: (a.detach() + b.detach()) / (m + n).clamp(min=1) for name, ((a, m), (b, n)) in parts.items()}
+        means = {
+            name: torch.stack([term.detach() for term, _ in terms]).sum()
+            / torch.stack([number for _, number in terms]).sum().clamp(min=1)
+            for name, terms in parts.items()
+        }
         return Loss(total=total, count=count, parts=means)
 
     def predict(self, readout_QD: Tensor, batch: JourneyBatch, levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
@@ -84,28 +105,38 @@ class NextEvent(Objective):
 
         ``levels`` say nothing here: there is no amount.
         """
-        query_QD = self.from_readout(readout_QD)
+        query_QD = self._cutoff_query(readout_QD)
         answers = {"next_type_scores": self.types(query_QD)}
         if self.products is not None:
             answers["next_product_scores"] = self._product_logits(readout_QD, query_QD, batch)
         return answers
 
+    def _cutoff_query(self, readout_QD: Tensor) -> Tensor:
+        return _project(self.from_state if self.from_readout is None else self.from_readout, readout_QD)
+
+    def _types(self, event_query: Tensor, cutoff_query: Tensor, batch: JourneyBatch) -> list[tuple[Tensor, Tensor]]:
+        assert batch.targets is not None
+        next_N = batch.targets.next_N
+        next_type_N = torch.where(next_N >= 0, batch.categorical[EVENT_TYPE][next_N.clamp(min=0)], 0)
+        terms = [(event_query, next_type_N), (cutoff_query, batch.targets.next_type_Q)]
+        return [code_cross_entropy(self.types(query), codes) for query, codes in terms]
+
+    def _next_basket(self, readout_QD: Tensor, query_QD: Tensor, batch: JourneyBatch) -> tuple[Tensor, Tensor]:
+        assert self.products is not None
+        assert batch.targets is not None
+        sets = ProductSets.of(*batch.targets.next_products)
+        if self.repeats is None:
+            return self.softmax(query_QD, self.products, sets), sets.asked_R.sum()
+        return set_cross_entropy(self._product_logits(readout_QD, query_QD, batch), sets)
+
     def _product_logits(self, readout_QD: Tensor, query_QD: Tensor, batch: JourneyBatch) -> Tensor:
         assert self.products is not None
-        logits_QV = self.products(query_QD)
+        logits_QV: Tensor = self.products(query_QD)
         return logits_QV if self.repeats is None else logits_QV + self.repeats(readout_QD, batch)
 
 
-class _Output(nn.Module):
-    """Scores of ``size`` known values: product with their embedding, plus a bias each."""
-
-    def __init__(self, size: int, width: int) -> None:
-        super().__init__()
-        self.embedding_VD = nn.Parameter(torch.randn(size, width) * HEAD_STD)
-        self.bias_V = nn.Parameter(torch.zeros(size))
-
-    def forward(self, query_RD: Tensor) -> Tensor:
-        return functional.linear(query_RD, self.embedding_VD, self.bias_V).float()
+def _project(layer: nn.Linear, rows_RD: Tensor) -> Tensor:
+    return linear(rows_RD, layer.weight, layer.bias).float()
 
 
 def code_cross_entropy(logits_RV: Tensor, code_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,31 +146,17 @@ def code_cross_entropy(logits_RV: Tensor, code_R: Tensor) -> tuple[Tensor, Tenso
     return functional.cross_entropy(logits_RV, target_R, ignore_index=-1, reduction="sum"), known_R.sum()
 
 
-def set_cross_entropy(logits_RV: Tensor, code_M: Tensor, row_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over rows of the mean of -log softmax over the known members of the row's set, and the number of such rows.
-
-    Member m has code ``code_M[m]`` and belongs to row ``row_M[m]``, -1 for none.
-    """
-    known_M = ((code_M >= FIRST_KNOWN) & (row_M >= 0)).to(logits_RV.dtype)
-    row_M = row_M.clamp(min=0)
-    size_R = torch.zeros_like(logits_RV[:, 0]).index_add(0, row_M, known_M)
-    share_M = known_M / size_R.clamp(min=1)[row_M]
-    member_M = logits_RV[row_M, (code_M - FIRST_KNOWN).clamp(min=0)]
-    asked_R = size_R > 0
-    log_sum_R = torch.where(asked_R, logits_RV.logsumexp(dim=1), torch.zeros_like(size_R))
-    return log_sum_R.sum() - (member_M * share_M).sum(), asked_R.sum()
+def set_cross_entropy(logits_RV: Tensor, sets: ProductSets) -> tuple[Tensor, Tensor]:
+    """Sum over rows of the mean of -log softmax over the members of the row's set, and the number of such rows."""
+    member_M = logits_RV[sets.row_M, sets.product_M]
+    log_sum_R = torch.where(sets.asked_R > 0, logits_RV.logsumexp(dim=1), torch.zeros_like(sets.asked_R))
+    return log_sum_R.sum() - (member_M * sets.share_M).sum(), sets.asked_R.sum()
 
 
-def row_of_value(ragged: Ragged) -> Tensor:
-    """Row of each value of a list column, [M]."""
-    values_M, offsets = ragged
-    # The length is known, so that the device need not be asked for it.
-    return torch.repeat_interleave(offsets.diff(), output_size=len(values_M))
-
-
-def following_products(batch: JourneyBatch, next_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Code of each product of the batch, and the event that is followed by the event it belongs to, -1 for none."""
+def events_before(next_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Row of the event that each event follows, -1 for none, and whether an event is followed by another."""
+    follows_N = next_N >= 0
     here_N = torch.arange(len(next_N), device=next_N.device)
     spare = len(next_N)  # rows without a next event write to one place more, which is cut off
-    before_N = next_N.new_full((spare + 1,), -1).scatter(0, torch.where(next_N >= 0, next_N, spare), here_N)[:spare]
-    return batch.lists[PRODUCT][0], before_N[row_of_value(batch.lists[PRODUCT])]
+    before_N = next_N.new_full((spare + 1,), -1).scatter(0, torch.where(follows_N, next_N, spare), here_N)[:spare]
+    return before_N, follows_N

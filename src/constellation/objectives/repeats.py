@@ -55,7 +55,7 @@ def past_counts(batch: JourneyBatch, num_products: int) -> Tensor:
     # The products a query may see lie side by side: those of its journey's first event to those of its last.
     begin_Q = torch.where(seen_Q, offsets[first_Q], 0)
     length_Q = torch.where(seen_Q, offsets[batch.last_event_Q + 1] - offsets[first_Q], 0)
-    places_P, pair_offsets = ragged_rows(begin_Q, length_Q)
+    places_P, pair_offsets = ragged_rows(begin_Q, length_Q, batch.num_past_products)
     query_P = torch.repeat_interleave(pair_offsets.diff(), output_size=len(places_P))
     event_P = torch.repeat_interleave(offsets.diff(), output_size=len(values_M))[places_P]
     days_P = (batch.cutoff_Q[query_P] - batch.time_N[event_P]).double() / MICROSECONDS_PER_DAY
@@ -71,8 +71,11 @@ def past_counts(batch: JourneyBatch, num_products: int) -> Tensor:
     )
 
 
-def ragged_rows(begin_R: Tensor, length_R: Tensor) -> tuple[Tensor, Tensor]:
-    """``cat([arange(b, b + l) for b, l in zip(begin, length)])`` and its offsets [R + 1]."""
+def ragged_rows(begin_R: Tensor, length_R: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """``cat([arange(b, b + l) for b, l in zip(begin, length)])`` and its offsets [R + 1].
+
+    total: sum of the lengths, where the host knows it and the device need not be asked.
+    """
     offsets = torch.cat([length_R.new_zeros(1), length_R.cumsum(0)])
-    row = torch.repeat_interleave(length_R)
+    row = torch.repeat_interleave(length_R, output_size=total)
     return torch.arange(len(row), device=row.device) + (begin_R - offsets[:-1])[row], offsets

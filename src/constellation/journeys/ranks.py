@@ -1,0 +1,56 @@
+"""A global batch split over ranks: disjoint parts of near-equal numbers of events, one part per rank and step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from constellation.journeys.batch import JourneyBatch
+from constellation.journeys.sampling import TrainingBatches
+
+
+def balanced_parts(lengths: np.ndarray, num_parts: int) -> list[np.ndarray]:
+    """Places of ``lengths`` in ``num_parts`` disjoint parts of near-equal sums, ascending within each part.
+
+    Longest processing time first (Graham 1969): every journey, the longest first, goes to the part that has the fewest
+    events so far. The largest part exceeds the mean by less than one journey. Parts may be empty.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    part_R = np.zeros(len(lengths), dtype=np.int64)
+    loads = np.zeros((num_parts, 2), dtype=np.int64)  # events, then journeys, which decide between equal loads
+    for place in np.argsort(-lengths, kind="stable"):
+        lightest = min(range(num_parts), key=lambda part: (*loads[part], part))
+        part_R[place] = lightest
+        loads[lightest] += (lengths[place], 1)
+    return [np.flatnonzero(part_R == part) for part in range(num_parts)]
+
+
+@dataclass
+class RankBatches:
+    """The part of one rank of each batch of ``batches``; with one rank the batches themselves.
+
+    Every rank plans the same epoch and draws the same cutoffs, so nothing needs to be agreed: the parts of all ranks
+    together are the batch that one process would have, every rank has as many steps, and a rank may have nothing to do.
+    """
+
+    batches: TrainingBatches
+    rank: int = 0
+    num_ranks: int = 1
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def from_place(self, first: int) -> Iterator[JourneyBatch]:
+        """The batches of the present epoch from place ``first`` on; those before are drawn, but not gathered."""
+        for place, (rows, cutoff_RK) in enumerate(self.batches.draws()):
+            if place < first:
+                continue
+            if self.num_ranks == 1:
+                yield self.batches.gather(rows, cutoff_RK)
+                continue
+            mine = balanced_parts(self.batches.lengths[rows], self.num_ranks)[self.rank]
+            customers, cutoffs = self.batches._ask_newcomers(rows)  # of the whole batch, dealt out in turn
+            newcomers = customers[self.rank :: self.num_ranks], cutoffs[self.rank :: self.num_ranks]
+            yield self.batches.gather(rows[mine], cutoff_RK[mine], newcomers)

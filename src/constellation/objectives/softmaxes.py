@@ -1,0 +1,200 @@
+"""Losses over a vocabulary of products, and the sets of products they are asked for.
+
+A query's answer is a set, such as a basket: it shares the mass of one among its known members. ``FullSoftmax`` is the
+exact cross entropy and the default; ``SampledSoftmax`` and ``GeneralisedCrossEntropy`` look at a few negatives, drawn
+anew for each batch and shared by its rows, for vocabularies too large for that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from constellation.errors import InputError
+from constellation.journeys.vocabulary import FIRST_KNOWN
+from constellation.kernels.cross_entropy import log_sum_exp_total
+from constellation.kernels.products import linear
+
+UNIFORM, LOG_UNIFORM = "uniform", "log_uniform"
+
+OUT = -1e9
+"""Score of what is not to be counted. Minus infinity would leave a row of nothing else without a gradient."""
+
+
+@dataclass
+class ProductSets:
+    """A set of products for each of R rows: ``product_M`` from 0, ``share_M`` summing to 1 in a row, or all 0.
+
+    Row r holds members ``offsets[r] : offsets[r + 1]``; ``row_M`` says the same from the other side.
+    ``asked_R`` is 1.0 where the row has a known member and is asked at all, else 0.0.
+    """
+
+    product_M: Tensor
+    share_M: Tensor
+    row_M: Tensor
+    offsets: Tensor
+    asked_R: Tensor
+
+    @classmethod
+    def of(cls, code_M: Tensor, offsets: Tensor, asked_R: Tensor | None = None) -> ProductSets:
+        """From the model codes of a list column; missing and unknown codes are no members."""
+        # The length is known, so that the device need not be asked for it.
+        row_M = torch.repeat_interleave(offsets.diff(), output_size=len(code_M))
+        known_M = (code_M >= FIRST_KNOWN).float()
+        if asked_R is not None:
+            known_M = known_M * asked_R.float().index_select(0, row_M)
+        size_R = known_M.new_zeros(len(offsets) - 1).index_add(0, row_M, known_M)
+        share_M = known_M / size_R.clamp(min=1).index_select(0, row_M)
+        return cls((code_M - FIRST_KNOWN).clamp(min=0), share_M, row_M, offsets, (size_R > 0).float())
+
+
+class Products(nn.Module):
+    """Scores of ``size`` products: product with their embedding, plus a bias each.
+
+    tied: take the embeddings that events are read with, by :meth:`tie`, instead of own ones.
+    """
+
+    def __init__(self, size: int, width: int, *, std: float, tied: bool = False) -> None:
+        super().__init__()
+        self.embedding_VD = None if tied else nn.Parameter(torch.randn(size, width) * std)
+        self.bias_V = nn.Parameter(torch.zeros(size))
+        # In a tuple, or the encoder would be registered as a part of the objective, its weights saved twice.
+        self._source: tuple[nn.Module, ...] = ()
+
+    def tie(self, source: nn.Module) -> None:
+        """``source.product_embedding()`` gives the embeddings [V, D]."""
+        self._source = (source,)
+
+    @property
+    def embedding(self) -> Tensor:
+        if self.embedding_VD is not None:
+            return self.embedding_VD
+        (source,) = self._source
+        table: Tensor = source.product_embedding()  # type: ignore[operator]
+        return table
+
+    def forward(self, query_RD: Tensor) -> Tensor:
+        """Scores [R, V], float32."""
+        return functional.linear(query_RD, self.embedding, self.bias_V).float()
+
+    def of_members(self, query_RD: Tensor, sets: ProductSets) -> Tensor:
+        """Scores [M] of the members of each row's set."""
+        query_MD = query_RD.index_select(0, sets.row_M)
+        own_MD = functional.embedding(sets.product_M, self.embedding)
+        return (query_MD * own_MD).sum(1) + self.bias_V.index_select(0, sets.product_M)
+
+    def shared_total(self, query_RD: Tensor, sets: ProductSets) -> Tensor:
+        """sum over members of share * score: the same as of ``of_members``, in rows instead of members."""
+        mean_RD = functional.embedding_bag(
+            sets.product_M,
+            self.embedding,
+            sets.offsets,
+            mode="sum",
+            per_sample_weights=sets.share_M.to(self.embedding.dtype),
+            include_last_offset=True,
+        )
+        return (query_RD * mean_RD).sum() + (self.bias_V.index_select(0, sets.product_M) * sets.share_M).sum()
+
+
+class FullSoftmax(nn.Module):
+    """Cross entropy with the softmax over all products, never holding all their scores."""
+
+    def forward(self, query_RD: Tensor, products: Products, sets: ProductSets) -> Tensor:
+        """Sum over the asked rows of the mean of -log softmax over the row's set."""
+        log_sums = log_sum_exp_total(query_RD, products.embedding, products.bias_V, sets.asked_R)
+        return log_sums - products.shared_total(query_RD, sets)
+
+
+class _Negatives(nn.Module):
+    """num_negatives: drawn per batch with replacement. negatives: ``log_uniform`` draws the rank of a product, the most
+    frequent first, with density 1 / rank, near to how often products are bought; ``uniform`` draws all alike."""
+
+    def __init__(self, *, num_negatives: int, negatives: str) -> None:
+        super().__init__()
+        if num_negatives < 1:
+            raise InputError(f"num_negatives must be at least 1, found {num_negatives}.")
+        if negatives not in (UNIFORM, LOG_UNIFORM):
+            raise InputError(f"negatives must be {LOG_UNIFORM} or {UNIFORM}, found {negatives!r}.")
+        self.num_negatives, self.negatives = int(num_negatives), negatives
+
+    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Different products in ascending order [K], and the log of drawn / expected number for each."""
+        uniform = torch.rand(self.num_negatives, dtype=torch.float64, device=device)
+        if self.negatives == UNIFORM:
+            drawn = (uniform * size).long()
+        else:
+            drawn = torch.exp(uniform * math.log(size + 1)).long() - 1
+        product_K, count_K = drawn.clamp(0, size - 1).unique(return_counts=True)
+        if self.negatives == UNIFORM:
+            chance_K = torch.full_like(product_K, 1.0 / size, dtype=torch.float64)
+        else:
+            chance_K = torch.log1p(1.0 / (product_K.double() + 1.0)) / math.log(size + 1)
+        return product_K, (count_K / (self.num_negatives * chance_K)).log().float()
+
+    @staticmethod
+    def scores(query_RD: Tensor, products: Products, sets: ProductSets, product_K: Tensor) -> Tensor:
+        """Scores [R, K] of the negatives; about ``OUT`` where a negative is a member of the row's own set."""
+        embedding_KD = functional.embedding(product_K, products.embedding)
+        logits_RK = linear(query_RD, embedding_KD).float() + products.bias_V.index_select(0, product_K)
+        place_M = torch.searchsorted(product_K, sets.product_M).clamp(max=len(product_K) - 1)
+        is_hit_M = (product_K.index_select(0, place_M) == sets.product_M) & (sets.share_M > 0)
+        hits_RK = torch.zeros_like(logits_RK).index_put(
+            (sets.row_M, place_M), torch.where(is_hit_M, OUT, 0.0), accumulate=True
+        )
+        return logits_RK + hits_RK
+
+
+class SampledSoftmax(_Negatives):
+    """Cross entropy whose sum over all products is estimated from negatives.
+
+    Each negative counts for drawn / expected many (Bengio and Senecal 2008, the logQ correction); members of the set
+    are in the sum as they are, without a correction, and are no negatives of their own row. So the estimate of the sum
+    is unbiased.
+    """
+
+    def __init__(self, *, num_negatives: int = 1024, negatives: str = LOG_UNIFORM) -> None:
+        super().__init__(num_negatives=num_negatives, negatives=negatives)
+
+    def forward(self, query_RD: Tensor, products: Products, sets: ProductSets) -> Tensor:
+        product_K, log_weight_K = self.draw(len(products.bias_V), query_RD.device)
+        others_R = (self.scores(query_RD, products, sets, product_K) + log_weight_K).logsumexp(1)
+        own_M = products.of_members(query_RD, sets).float()
+        member_M = sets.share_M > 0
+        counted_M = torch.where(member_M, own_M, OUT)
+        most_R = others_R.detach().scatter_reduce(0, sets.row_M, counted_M.detach(), "amax")
+        sum_R = (others_R - most_R).exp().index_add(0, sets.row_M, (counted_M - most_R[sets.row_M]).exp())
+        log_sum_R = torch.where(sets.asked_R > 0, sum_R.clamp(min=torch.finfo(sum_R.dtype).tiny).log() + most_R, 0.0)
+        return log_sum_R.sum() - (torch.where(member_M, own_M, 0.0) * sets.share_M).sum()
+
+
+class GeneralisedCrossEntropy(_Negatives):
+    """gBCE (Petrov and Macdonald 2023): binary cross entropy whose positive is raised to a power beta.
+
+    With few negatives plain binary cross entropy is overconfident; beta, from the sampling rate and ``calibration`` t
+    in [0, 1], undoes that: t = 1 calibrates fully, t = 0 is the plain one.
+    """
+
+    def __init__(self, *, num_negatives: int = 256, negatives: str = UNIFORM, calibration: float = 0.75) -> None:
+        super().__init__(num_negatives=num_negatives, negatives=negatives)
+        if not 0.0 <= calibration <= 1.0:
+            raise InputError(f"calibration must lie in [0, 1], found {calibration}.")
+        self.calibration = float(calibration)
+
+    def power(self, size: int) -> float:
+        """beta = alpha (t (1 - 1 / alpha) + 1 / alpha), with alpha the share of the other products that is drawn."""
+        rate = min(1.0, self.num_negatives / max(size - 1, 1))
+        return rate * (self.calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
+
+    def forward(self, query_RD: Tensor, products: Products, sets: ProductSets) -> Tensor:
+        """Per row the mean over the positive and the negatives, summed over the asked rows."""
+        size = len(products.bias_V)
+        product_K, _ = self.draw(size, query_RD.device)
+        logits_RK = self.scores(query_RD, products, sets, product_K)
+        negative_R = functional.softplus(logits_RK).sum(1)
+        positive_M = functional.softplus(-products.of_members(query_RD, sets).float()) * sets.share_M
+        total = self.power(size) * positive_M.sum() + (negative_R * sets.asked_R).sum()
+        return total / (1 + self.num_negatives)
