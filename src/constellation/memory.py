@@ -1,4 +1,4 @@
-"""Peak memory of this process."""
+"""Memory: of this process, and what is left for it."""
 
 from __future__ import annotations
 
@@ -21,3 +21,34 @@ def peak_memory_gib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, kibibytes elsewhere
+
+
+def resident_memory_gib() -> float:
+    """Resident memory of this process now, in GiB."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+def available_memory_gib() -> float:
+    """Memory that this process may still take without swapping, in GiB: the machine's, or less in a container."""
+    import psutil
+
+    return min(float(psutil.virtual_memory().available), *_left_in_groups()) / 2**30
+
+
+def _left_in_groups(root: Path = Path("/sys/fs/cgroup")) -> list[float]:
+    """Bytes left under the limits of the control groups (version 2, then 1); what files fill can be given back."""
+    left = [float("inf")]
+    for folder, limit, used in (
+        (root, "memory.max", "memory.current"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = (folder / limit).read_text().strip(), int((folder / used).read_text())
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue  # no such group here
+        if most != "max":
+            left.append(float(int(most) - now + int(counts.get("inactive_file", 0))))
+    return left

@@ -15,8 +15,8 @@ from constellation.journeys.splits import Splits
 from constellation.journeys.windows import Queries, Windows, ask
 from constellation.metrics import LEVELS
 from constellation.metrics.evaluate import Evaluation
-from constellation.schema import AMOUNT, CUSTOMER_ID, EVENT_TIME, EVENT_TYPE
-from tests.helpers import at, events_frame, fit_vocabulary, make_store, random_attributes, random_store
+from constellation.schema import AMOUNT, CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, PRODUCT
+from tests.helpers import at, events_frame, events_of, fit_vocabulary, make_store, random_attributes, random_store
 
 STORE = random_store(3, num_customers=40, num_events=600)
 SPLITS = Splits(STORE, Windows("2017-04-01", "2017-04-15", (3, 10), holdout_share=0.3))
@@ -129,15 +129,16 @@ def test_slice_labels_by_hand() -> None:
     store = make_store(events_frame(rows), None, attributes, observed_until=at(60))
     vocabulary = fit_vocabulary(store, at(44))
     queries = ask(store, np.arange(3), np.full(3, at(40)), (3,), at(60))
-    labels = slice_labels(store, vocabulary, queries, ["tenure", "recency", "spend_decile", "segment"])
+    labels = slice_labels(store, vocabulary, queries, ["tenure", "recency", "spend_decile", "history", "segment"])
     # a: 40 days a customer, silent for 1; b: 20 and 10; c: 35 and 35, the purchase of day 45 lying ahead.
     first, second, third = labels["tenure"]
     assert first == third != second
     assert len(set(labels["recency"])) == 3
+    assert labels["history"].tolist() == ["000-005 events"] * 3
     order = np.argsort(np.asarray(labels["spend_decile"], dtype=str), kind="stable").tolist()
     assert order == [1, 0, 2], "b spent 2, a 20, c 500"
     assert labels["segment"].tolist() == ["gold", None, "iron"]
-    with pytest.raises(InputError, match=r"no slice 'colour'.*tenure, recency, spend_decile, segment"):
+    with pytest.raises(InputError, match=r"no slice 'colour'.*tenure, recency, spend_decile, history, segment"):
         slice_labels(store, vocabulary, queries, ["colour"])
 
 
@@ -158,3 +159,32 @@ def test_spend_decile_follows_money_ever() -> None:
     spent_Q = STORE.money_between(begin_Q, queries.last_event_Q + 1)
     in_order = labels[np.argsort(spent_Q, kind="stable")]
     assert list(in_order) == sorted(labels)
+
+
+def test_excluding_what_is_seen_is_a_choice_that_the_table_names() -> None:
+    queries = SPLITS.test
+    everyone = {"test": np.ones(len(queries), dtype=bool)}
+    found = {}
+    for exclude_seen in (False, True):
+        evaluation = Evaluation(num_resamples=10)
+        Assessment(evaluation, STORE, VOCABULARY, queries, everyone, exclude_seen).add("guess", fair_guess)
+        assert ("but those" in evaluation.notes["next_product"]) is exclude_seen
+        columns = evaluation.columns("test", "next_product", "guess")
+        found[exclude_seen] = {name: column.copy() for name, column in columns.items()}
+    # By hand, for each question: products of all events up to the cutoff are struck from the ranking and the basket.
+    names = {name: place for place, name in enumerate(VOCABULARY.products)}
+    scores = fair_guess(queries)["next_product_scores"]
+    basket = next_products(STORE, VOCABULARY, queries)
+    num_asked = 0
+    for row in range(len(queries)):
+        past = int(queries.last_event_Q[row])
+        events = [event for event in events_of(STORE, int(queries.journey_Q[row])) if event["row"] <= past]
+        had = {names[name] for event in events for name in event[PRODUCT] if name in names}
+        wanted = set(basket[0][basket[1][row] : basket[1][row + 1]].tolist()) - had
+        ranking = [place for place in np.argsort(-scores[row], kind="stable").tolist() if place not in had]
+        ndcg = found[True]["ndcg_at_10"][row]
+        gain = sum(1 / np.log2(place + 2) for place, product in enumerate(ranking[:10]) if product in wanted)
+        ideal = sum(1 / np.log2(place + 2) for place in range(len(wanted)))
+        assert ndcg == pytest.approx(gain / ideal) if wanted else np.isnan(ndcg)
+        num_asked += bool(wanted)
+    assert 0 < num_asked < np.isfinite(found[False]["ndcg_at_10"]).sum()

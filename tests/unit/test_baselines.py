@@ -13,6 +13,7 @@ from constellation.baselines.always_zero import AlwaysZero
 from constellation.baselines.bgnbd import BgNbdGammaGamma
 from constellation.baselines.boosters import MeanBooster, QuantileBooster, ZeroBooster
 from constellation.baselines.gradient_boosting import GradientBoosting
+from constellation.baselines.mbgnbd import MbgNbdGammaGamma
 from constellation.baselines.most_popular import MostPopular
 from constellation.baselines.own_favourites import OwnFavourites
 from constellation.baselines.pareto_nbd import ParetoNbdGammaGamma
@@ -20,6 +21,9 @@ from constellation.baselines.past_spend import PastSpend
 from constellation.baselines.recency import purchase_days
 from constellation.baselines.recently_popular import RecentlyPopular
 from constellation.baselines.same_rate import SameRate
+from constellation.distributions.bgnbd import BgNbd
+from constellation.distributions.mbgnbd import MbgNbd
+from constellation.distributions.pareto_nbd import ParetoNbd
 from constellation.errors import InputError
 from constellation.journeys.store import Store
 from constellation.journeys.vocabulary import Vocabulary
@@ -185,8 +189,9 @@ ALL = {
     "most_popular": MostPopular,
     "recently_popular": RecentlyPopular,
     "own_favourites": OwnFavourites,
-    "bgnbd": lambda: BgNbdGammaGamma(num_samples=200),
-    "pareto_nbd": lambda: ParetoNbdGammaGamma(num_samples=200),
+    "bgnbd": BgNbdGammaGamma,
+    "mbgnbd": MbgNbdGammaGamma,
+    "pareto_nbd": ParetoNbdGammaGamma,
     "gradient_boosting": lambda: GradientBoosting(**BOOSTING),
 }
 
@@ -239,12 +244,10 @@ def test_no_baseline_sees_past_the_cutoff_or_into_the_held_out(name):
         rows = journeys if store is stores[3] else everyone
         assert set(answers) == set(reference)
         for key, values in answers.items():
-            if store is stores[3] and key.endswith("_quantiles") and name in ("bgnbd", "pareto_nbd"):
-                continue  # the draws of all customers share one stream
             np.testing.assert_array_equal(values[rows], reference[key][rows], err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["bgnbd", "pareto_nbd"])
+@pytest.mark.parametrize("name", ["bgnbd", "mbgnbd", "pareto_nbd"])
 def test_buy_till_you_die_forecasts_are_near_the_truth(name):
     store = shoppers(seed=1, num_customers=600)
     baseline = fitted(ALL[name](), store, journeys=np.arange(600))
@@ -263,19 +266,77 @@ def test_buy_till_you_die_forecasts_are_near_the_truth(name):
         assert money == pytest.approx(answers[f"value_{days}d_expected"].mean(), rel=0.08)
 
 
-def test_seed_and_chunks_do_not_change_what_is_promised(monkeypatch):
-    store = shoppers()
-    queries = ask(store, np.arange(40), np.full(40, CUTOFF), HORIZONS, at(61))
-    journeys = np.arange(store.num_customers)
-    one, other = (
-        fitted(BgNbdGammaGamma(num_samples=400, seed=seed), store, journeys=journeys).predict(store, queries, LEVELS)
-        for seed in (0, 1)
-    )
-    assert (one["value_20d_quantiles"] != other["value_20d_quantiles"]).any()
-    np.testing.assert_array_equal(one["value_20d_expected"], other["value_20d_expected"])
-    monkeypatch.setattr("constellation.baselines.buy_till_you_die.CELLS", 400 * 7)
-    chunked = fitted(BgNbdGammaGamma(num_samples=400), store, journeys=journeys).predict(store, queries, LEVELS)
-    assert chunked["value_20d_quantiles"].mean() == pytest.approx(one["value_20d_quantiles"].mean(), rel=0.1)
+@pytest.mark.parametrize("make", [BgNbdGammaGamma, MbgNbdGammaGamma, ParetoNbdGammaGamma])
+def test_quantiles_are_those_of_the_posterior_predictive(make):
+    """Against draws: rate and dropout from their posteriors, then days, then purchases, then money."""
+    store = shoppers(seed=2, num_customers=60)
+    queries = ask(store, np.arange(60), np.full(60, CUTOFF), HORIZONS, at(61))
+    baseline = fitted(make(), store, journeys=np.arange(60))
+    levels = np.array([0.25, 0.5, 0.75, 0.9, 0.97])
+    answers = baseline.predict(store, queries, levels)
+    record, rng = purchase_days(store, queries), np.random.default_rng(0)
+    family = {"bgnbd": BgNbd, "mbgnbd": MbgNbd, "pareto_nbd": ParetoNbd}[baseline.name]
+    process = family(*np.exp(baseline.log_parameters))
+    days = process.sample_purchases(record.x_Q, record.t_x_Q, record.T_Q, 20 / 7, 20_000, rng)
+    purchases = days + rng.poisson(days * (baseline.purchases_per_day - 1))
+    money = baseline.spend.sample_total(record.x_Q, np.nan_to_num(record.mean_spend_Q), days, rng)
+    for target, drawn in (("purchases", purchases), ("value", money)):
+        found = answers[f"{target}_20d_quantiles"]
+        for place, level in enumerate(levels):
+            below = (drawn < found[:, place : place + 1]).mean(axis=1)
+            through = (drawn <= found[:, place : place + 1] * (1 + 1e-9)).mean(axis=1)
+            assert (below <= level + 0.02).all(), (target, level)
+            assert (through >= level - 0.02).all(), (target, level)
+
+
+def test_equal_records_are_answered_once_and_alike():
+    rows = [event(name, day, 7.0 * scale) for scale, name in ((1, "ann"), (2, "bob")) for day in (1, 9, 20)]
+    rows += [event("cat", day, 3.0) for day in (2, 30)]
+    store = make_store(events_frame(rows), observed_until=at(61))
+    queries = ask(store, np.arange(3), np.full(3, CUTOFF), HORIZONS, at(61))
+    baseline = fitted(BgNbdGammaGamma(), store, journeys=np.arange(3))
+    answers = baseline.predict(store, queries, LEVELS)
+    record = purchase_days(store, queries)
+    assert len(baseline._distinct(record, record.x_Q, np.empty((3, 0))).spend_x_G) == 2
+    np.testing.assert_array_equal(answers["purchases_20d_quantiles"][0], answers["purchases_20d_quantiles"][1])
+    # Money of equal records differs by the factor of Gamma-Gamma's scale, v + x z.
+    wanted = (baseline.spend.v + 28.0) / (baseline.spend.v + 14.0)
+    some = answers["value_20d_quantiles"][0] > 0
+    ratio = answers["value_20d_quantiles"][1][some] / answers["value_20d_quantiles"][0][some]
+    np.testing.assert_allclose(ratio, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("make", [BgNbdGammaGamma, ParetoNbdGammaGamma])
+def test_covariates_find_what_moves_the_rate(make):
+    """Members of one segment buy three times as often; the other attribute says nothing."""
+    rng = np.random.default_rng(5)
+    rows, segment = [], ["gold" if customer % 2 else "iron" for customer in range(400)]
+    for customer, name in enumerate(segment):
+        start, rate = rng.uniform(0, 15), rng.gamma(3, 0.02) * (3 if name == "gold" else 1)
+        times = [start, *rng.uniform(start, 60, rng.poisson(rate * (60 - start)))]
+        rows += [event(f"c{customer:03d}", time, 10.0) for time in times]
+    names = [f"c{customer:03d}" for customer in range(400)]
+    attributes = pd.DataFrame({"customer_id": names, "segment": segment, "age": rng.normal(40, 9, 400)})
+    store = make_store(events_frame(rows), attributes=attributes, observed_until=at(61))
+    baseline = fitted(make(covariates=["segment", "age"]), store, journeys=np.arange(400))
+    gold = baseline.design.categories["segment"].index("gold")
+    # Columns: the two segments (each less its share of a half), then age. Rate 3 : 1 is a log scale of 1.1.
+    difference = baseline.effects_KF[0, gold] - baseline.effects_KF[0, 1 - gold]
+    assert difference == pytest.approx(np.log(3), abs=0.25)
+    assert abs(baseline.effects_KF[0, 2]) < 0.12
+    queries = ask(store, np.arange(400), np.full(400, CUTOFF), HORIZONS, at(61))
+    answers = baseline.predict(store, queries, LEVELS)
+    assert all(np.isfinite(values).all() for values in answers.values())
+    plain = fitted(make(), store, journeys=np.arange(400)).predict(store, queries, LEVELS)
+    quiet = purchase_days(store, queries).x_Q == 0
+    rich = np.array(segment) == "gold"
+    assert answers["purchases_20d_expected"][quiet & rich].mean() > plain["purchases_20d_expected"][quiet & rich].mean()
+
+
+def test_covariates_must_be_attributes():
+    store = shoppers(num_customers=20)
+    with pytest.raises(InputError, match=r"colour are no attributes.*segment, age"):
+        fitted(BgNbdGammaGamma(covariates=["colour"]), store, journeys=np.arange(20))
 
 
 def test_gradient_boosting_chooses_trees_on_val_and_keeps_them():
@@ -339,7 +400,7 @@ def test_what_cannot_be_said_is_left_out():
     queries = ask(store, np.arange(3), np.full(3, CUTOFF), HORIZONS, CUTOFF)
     for baseline in (MostPopular(), RecentlyPopular(), OwnFavourites()):
         assert fitted(baseline, store, journeys=np.arange(3)).predict(store, queries, LEVELS) == {}
-    answers = fitted(BgNbdGammaGamma(num_samples=100), store, journeys=np.arange(3)).predict(store, queries, LEVELS)
+    answers = fitted(BgNbdGammaGamma(), store, journeys=np.arange(3)).predict(store, queries, LEVELS)
     assert {key.split("_")[0] for key in answers} == {"purchases"}
     # Nobody buys on two days: no rate can be fitted.
     lonely = make_store(events_frame([event("bob", 1, 7.0), event("cat", 5, None, kind="visit")]))
@@ -353,7 +414,7 @@ def test_what_cannot_be_said_is_left_out():
         lambda: GradientBoosting(quantile_levels=[0.5]),
         lambda: GradientBoosting(quantile_levels=[0.0, 0.5]),
         lambda: GradientBoosting(num_trees=500, max_trees=100),
-        lambda: BgNbdGammaGamma(num_samples=3),
+        lambda: BgNbdGammaGamma(penalty=-1.0),
         lambda: RecentlyPopular(window_days=0),
     ],
 )

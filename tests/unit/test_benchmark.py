@@ -88,14 +88,14 @@ def test_encoders_are_those_of_the_configs(work_folder: Path, repository: Path) 
     (work_folder / "configs" / "encoder").mkdir(parents=True)
     (work_folder / "configs" / "encoder" / "mine.yaml").write_text("_target_: mine.Mine\nwidth: 3\n")
     assert encoder_configs(["mine"]) == {"mine": {"_target_": "mine.Mine", "width": 3}}
-    with pytest.raises(InputError, match=r"no encoder 'lstm'.*bag, gru, mine, transformer"):
+    with pytest.raises(InputError, match=r"no encoder 'lstm'.*bag, gru, hstu, mine, transformer"):
         encoder_configs(["lstm"])
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"what": "scoring"}, "prepare, training, found 'scoring'"),
+        ({"what": "scoring"}, "prepare, training, throughput.*found 'scoring'"),
         ({"what": "prepare", "sizes": [0]}, "numbers of events"),
         ({"what": "training", "num_threads": []}, "from 1 on"),
         ({"what": "training", "training": TrainingOptions(precision="64-true")}, "32-true or bf16-mixed"),

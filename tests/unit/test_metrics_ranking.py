@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from constellation.metrics.ranking import concatenate, log_loss, product_columns, top_k
+from constellation.metrics import ranking
+from constellation.metrics.ranking import concatenate, log_loss, product_columns, ranks, top_k
 
 
 def ragged(*sets: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +50,76 @@ def test_repeats_count_once_and_products_outside_the_catalogue_are_misses():
 def test_a_catalogue_smaller_than_k():
     columns = product_columns(np.array([[1.0, 2.0]]), ragged([0]), k=10)
     assert columns["ndcg_at_10"] == pytest.approx([1 / np.log2(3)])
+
+
+def test_what_is_excluded_leaves_the_ranking_and_the_question():
+    # Ranking 0 1 2 3. Row 0 has 0 and 1 and gets 2: now first. Row 1 has 3 and gets 1 and 3: 3 is not asked for, and 1
+    # stands second, 1 / log2(3). Row 2 has 2 and gets 2 alone: nothing is asked. Row 3 has nothing.
+    scores = np.tile([4.0, 3.0, 2.0, 1.0], (4, 1))
+    relevant, excluded = ragged([2], [1, 3], [2], [0]), ragged([0, 1, 0], [3], [2], [])
+    columns = product_columns(scores, relevant, excluded=excluded, k=2)
+    np.testing.assert_allclose(columns["ndcg_at_2"], [1, 1 / np.log2(3), np.nan, 1])
+    np.testing.assert_allclose(columns["hit_rate_at_2"], [1, 1, np.nan, 1])
+    np.testing.assert_array_equal(scores[0], [4, 3, 2, 1])  # not written to
+
+
+def test_an_unknown_product_is_missed_even_by_who_had_an_unknown_one_before():
+    columns = product_columns(np.array([[2.0, 1.0]]), ragged([-1]), excluded=ragged([-1, 0]), k=2)
+    assert columns["ndcg_at_2"] == pytest.approx([0.0])
+
+
+def test_integer_scores_and_views_can_be_excluded_from():
+    counts = np.broadcast_to(np.array([5, 3, 1]), (2, 3))
+    columns = product_columns(counts, ragged([1], [0]), excluded=ragged([0], [1]), k=1)
+    np.testing.assert_allclose(columns["hit_rate_at_1"], [1, 1])
+
+
+@st.composite
+def few_scores(draw: st.DrawFn) -> tuple[np.ndarray, list[list[int]], list[list[int]]]:
+    """Scores of few values, so that most tie; what is relevant and what is excluded in each row."""
+    num_rows, num_products = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    row = st.lists(st.sampled_from([-np.inf, 0.0, 0.5, 1.0]), min_size=num_products, max_size=num_products)
+    some = st.lists(st.integers(-1, num_products - 1), max_size=5)
+    scores = np.array([draw(row) for _ in range(num_rows)], dtype=np.float32)
+    return scores, [draw(some) for _ in range(num_rows)], [draw(some) for _ in range(num_rows)]
+
+
+@given(few_scores(), st.integers(1, 4), st.sampled_from([1, 7, 1 << 20]))
+def test_metrics_are_those_of_a_stable_sort(
+    case: tuple[np.ndarray, list[list[int]], list[list[int]]], k: int, cells: int
+) -> None:
+    scores, relevant, excluded = case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "RANK_CELLS", cells)
+        columns = product_columns(scores, ragged(*relevant), excluded=ragged(*excluded), k=k)
+    for row in range(len(scores)):
+        struck = set(excluded[row]) - {-1}
+        order = [p for p in np.argsort(-scores[row], kind="stable").tolist() if p not in struck]
+        wanted = set(relevant[row]) - struck
+        if not wanted:
+            assert np.isnan(columns[f"ndcg_at_{k}"][row]) and np.isnan(columns[f"hit_rate_at_{k}"][row])
+            continue
+        gains = [1 / np.log2(place + 2) for place, product in enumerate(order[:k]) if product in wanted]
+        ideal = sum(1 / np.log2(place + 2) for place in range(min(k, len(wanted))))
+        # A score of minus infinity ties with what was struck, which then stands among the first k without being asked.
+        if all(np.isfinite(scores[row, product]) for product in wanted - {-1}):
+            assert columns[f"ndcg_at_{k}"][row] == pytest.approx(sum(gains) / ideal)
+            assert columns[f"hit_rate_at_{k}"][row] == (len(gains) > 0)
+
+
+@given(few_scores())
+def test_ranks_are_places_in_a_stable_sort_and_the_first_k_are_top_k(
+    case: tuple[np.ndarray, list[list[int]], list[list[int]]],
+) -> None:
+    scores = case[0]
+    num_rows, num_products = scores.shape
+    rows, products = np.divmod(np.arange(num_rows * num_products), num_products)
+    found = ranks(scores, rows, products).reshape(num_rows, num_products)
+    expected = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1, kind="stable")
+    np.testing.assert_array_equal(found, expected)
+    assert ranks(scores, np.zeros(1, dtype=np.int64), np.array([-1])).tolist() == [ranking.NOWHERE]
+    for k in (1, 3):
+        np.testing.assert_array_equal(top_k(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
 
 
 def test_log_loss_by_hand():

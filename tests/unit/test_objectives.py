@@ -8,13 +8,7 @@ import torch
 
 from constellation.objectives.base import Loss
 from constellation.objectives.families import Quantiles, Ziln, inverse_softplus, ordered, ordered_start, pinball
-from constellation.objectives.next_event import (
-    NextEvent,
-    code_cross_entropy,
-    following_products,
-    row_of_value,
-    set_cross_entropy,
-)
+from constellation.objectives.next_event import NextEvent
 from constellation.objectives.repeats import HALF_LIFE_EVENTS, HALF_LIVES_DAYS, past_counts, ragged_rows
 from constellation.objectives.value import Value, poisson_deviance
 from tests.golden.tiny import HORIZONS_DAYS, replaced, tiny_batch, tiny_store, tiny_vocabulary
@@ -151,33 +145,6 @@ def test_the_total_of_expected_money_is_right_where_the_log_normal_is_wrong(voca
     assert answers["value_91d_expected"].sum().item() == pytest.approx(value_QK[:, 1].sum().item(), rel=0.02)
     log_normal = value_QK[:, 1].log().mean() + value_QK[:, 1].log().var() / 2
     assert math.exp(log_normal) > 1.3 * value_QK[:, 1].mean()
-
-
-def test_code_cross_entropy_leaves_out_missing_and_unknown():
-    logits = torch.tensor([[0.0, math.log(3.0)], [5.0, 5.0], [1.0, 2.0]])
-    total, count = code_cross_entropy(logits, torch.tensor([3, 1, 0]))
-    assert count == 1
-    torch.testing.assert_close(total, torch.tensor(-math.log(0.75)))
-
-
-def test_set_cross_entropy_by_hand():
-    logits = torch.log(torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [0.6, 0.2, 0.2]]))
-    # Row 0: {0, 2}; row 1: empty; row 2: {1} and an unknown product that asks for nothing.
-    basket = (torch.tensor([2, 4, 3, 1]), torch.tensor([0, 2, 2, 4]))
-    total, count = set_cross_entropy(logits, basket[0], row_of_value(basket))
-    assert count == 2
-    torch.testing.assert_close(total, torch.tensor(-0.5 * math.log(0.2) - 0.5 * math.log(0.5) - math.log(0.2)))
-
-
-def test_following_products_belong_to_the_event_before(batch):
-    codes_M, row_M = following_products(batch, batch.targets.next_N)
-    values_M, offsets = batch.lists["product"]
-    for row in range(batch.num_events):
-        following = int(batch.targets.next_N[row])
-        expected = [] if following < 0 else values_M[offsets[following] : offsets[following + 1]].tolist()
-        assert codes_M[row_M == row].tolist() == expected
-    first_events = batch.position_N[row_of_value(batch.lists["product"])] == 0
-    assert (row_M[first_events] == -1).all()
 
 
 def test_ragged_rows():

@@ -27,7 +27,8 @@ from constellation.journeys.windows import Windows
 from constellation.model import JourneyModel
 from constellation.objectives.base import Loss
 from constellation.schema import AMOUNT, CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, PRODUCT
-from constellation.training.callbacks import LAST
+from constellation.training import study as study_module
+from constellation.training.checkpoints import LAST
 from constellation.training.learner import Learner
 from constellation.training.options import TrainingOptions
 from constellation.training.study import Study, fit_vocabulary, select_then_refit, training_batches
@@ -35,7 +36,13 @@ from tests.helpers import at, built_store, events_frame, random_attributes, rand
 
 WINDOWS = Windows("2017-04-01", "2017-04-15", (3, 10), holdout_share=0.25)
 OPTIONS = TrainingOptions(
-    max_epochs=3, max_journeys=8, cutoffs_per_journey=2, windows_days=(2, 7), patience=10, averaging=0.5
+    max_epochs=3,
+    max_journeys=8,
+    cutoffs_per_journey=2,
+    windows_days=(2, 7),
+    patience=10,
+    averaging=0.5,
+    products="float32",  # not measured, so that the same comes out whatever else runs here
 )
 MODEL = {
     "encoder": {"_target_": "constellation.encoders.bag.Bag", "width": 4, "layers": 1},
@@ -229,7 +236,7 @@ class EverBetter:
 
     asked = 0
 
-    def __init__(self, gatherer: Any, queries: Any) -> None:
+    def __init__(self, gatherer: Any, queries: Any, *, exclude_seen: bool) -> None:
         pass
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -325,8 +332,7 @@ def test_the_moving_average() -> None:
     # After step t the decay is min(0.5, (1 + t) / (10 + t)): 2/11, 3/12, .., and one half from the eighth step on.
     for step, weight in enumerate((1.0, 2.0, -4.0, 8.0, 0.0, 3.0, 1.0, 5.0, 7.0, 7.0), start=1):
         learner.model.weight.data.fill_(weight)  # type: ignore[union-attr]
-        learner._trainer = SimpleNamespace(global_step=step)  # type: ignore[assignment]
-        learner.on_train_batch_end(None, None, 0)  # type: ignore[arg-type]
+        learner.average(step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight
         assert float(learner.averaged.weight) == pytest.approx(expected)  # type: ignore[arg-type]
@@ -386,7 +392,7 @@ def test_only_trained_weights_reach_the_optimizer() -> None:
         ({"max_tokens": -1}, r"training\.max_tokens"),
         ({"max_journeys": 0}, r"training\.max_journeys"),
         ({"max_events": 0}, r"training\.max_events"),
-        ({"cutoffs_per_journey": 0}, r"training\.cutoffs_per_journey"),
+        ({"cutoffs_per_journey": -1}, r"training\.cutoffs_per_journey"),
         ({"averaging": 1.0}, r"training\.averaging must lie in \[0, 1\), found 1"),
         ({"averaging": -0.1}, r"training\.averaging"),
         ({"warmup_share": 1.0}, r"training\.warmup_share"),
@@ -432,3 +438,68 @@ def test_every_epoch_trains_all_its_batches(tmp_path: Path) -> None:
         planned.append(len(batches.plan()))
     assert len(set(planned)) > 1, "the case needs plans of different lengths"
     assert steps == np.cumsum(planned).tolist()
+
+
+def test_callbacks_of_others_are_called_after_the_score_and_before_the_checkpoint(tmp_path: Path) -> None:
+    import lightning as L
+
+    from constellation.training.fit import fit
+
+    splits = Splits(STORE, WINDOWS)
+    vocabulary = fit_vocabulary(splits, OPTIONS, splits.select_panel, splits.val_cutoff)
+    batches = training_batches(Gatherer(STORE, vocabulary), splits, splits.val_cutoff, OPTIONS, 0)
+    heard: list[str] = []
+
+    class Prune(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
+            heard.append(f"callback, checkpoint {(tmp_path / LAST).exists()}")
+            trainer.should_stop = trainer.current_epoch == 1
+
+    fitted = fit(
+        build(vocabulary),
+        batches,
+        ADAM,
+        OPTIONS,
+        tmp_path,
+        label="",
+        report=lambda row: heard.append(f"row {row['epoch']}"),
+        callbacks=[Prune()],
+    )
+    assert heard == ["row 0", "callback, checkpoint False", "row 1", "callback, checkpoint True"]
+    assert len(fitted.history) == 2
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def test_without_a_refit_both_are_the_selected_model(tmp_path: Path, study: Study) -> None:
+    found = train(tmp_path, options=replace(OPTIONS, refit=False))
+    assert found.refitted is found.selected and found.vocabulary is found.selected_vocabulary
+    assert not (tmp_path / "refit").exists()
+    assert found.facts()["train/refit_steps"] == 0 < study.facts()["train/refit_steps"]
+    for one, other in zip(found.selected.model.parameters(), study.selected.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_at_most_so_many_validation_questions_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[np.ndarray] = []
+
+    class Watched(study_module.Scorer):
+        def __call__(self, model: nn.Module) -> dict[str, float]:
+            asked.append(self.queries.journey_Q)
+            return super().__call__(model)
+
+    monkeypatch.setattr(study_module, "Scorer", Watched)
+    train(tmp_path, options=replace(OPTIONS, max_scored=5, refit=False))
+    _, *epochs = asked
+    assert len(epochs) == OPTIONS.max_epochs
+    assert all(len(journeys) == 5 and journeys.tolist() == epochs[0].tolist() for journeys in epochs)
+    assert len(set(epochs[0].tolist())) == 5
+
+
+def test_money_learns_nothing_without_cutoffs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="value answers from the readout of a cutoff"):
+        train(tmp_path, options=replace(OPTIONS, cutoffs_per_journey=0))
+    for wrong in ({"cutoffs_per_journey": -1}, {"max_scored": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            replace(OPTIONS, **wrong)

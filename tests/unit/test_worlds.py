@@ -13,6 +13,7 @@ import yaml
 
 from constellation.errors import InputError
 from constellation.schema import AMOUNT, CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, PRODUCT, EventSchema
+from constellation.worlds.loyalty.world import LoyaltyWorld
 from constellation.worlds.order import OrderWorld, order_world
 from constellation.worlds.simulated import MICROSECONDS_PER_DAY, Simulated, World, start_of_day
 from constellation.worlds.spenders import PRODUCTS, SpendersWorld
@@ -275,7 +276,9 @@ def test_function_sources_give_the_tables_of_the_worlds() -> None:
     assert given["attributes"].equals(drawn.attributes)
 
 
-@pytest.mark.parametrize(("name", "world"), [("order_world", OrderWorld()), ("spenders", SpendersWorld())])
+@pytest.mark.parametrize(
+    ("name", "world"), [("order_world", OrderWorld()), ("spenders", SpendersWorld()), ("loyalty", LoyaltyWorld())]
+)
 def test_data_configs_cut_where_the_worlds_say(name: str, world: World) -> None:
     """The YAML of a world cannot ask the world for its windows, so it repeats them."""
     config = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())
@@ -292,7 +295,7 @@ def test_data_configs_cut_where_the_worlds_say(name: str, world: World) -> None:
     assert given["events"].equals(simulated.events)
 
 
-@pytest.mark.parametrize("name", ["order", "spenders"])
+@pytest.mark.parametrize("name", ["loyalty", "order", "spenders"])
 def test_world_configs_hold_the_defaults(name: str) -> None:
     config = yaml.safe_load((CONFIGS / "world" / f"{name}.yaml").read_text())
     module, _, target = config.pop("_target_").rpartition(".")

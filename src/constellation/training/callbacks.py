@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
 from constellation.journeys.batch import JourneyBatch
-from constellation.journeys.sampling import TrainingBatches
+from constellation.journeys.prefetch import Prefetched
+from constellation.journeys.ranks import RankBatches
 from constellation.memory import peak_memory_gib
 from constellation.metrics.names import shortfall
-
-LAST = "last.ckpt"
+from constellation.model import JourneyModel
 
 
 class EpochBatches:
-    """The batches of the epoch at hand, with the time spent making them and the events they held."""
+    """This rank's batches of the epoch at hand, with the time spent making them and the events they held.
 
-    def __init__(self, batches: TrainingBatches, epoch: Callable[[], int]) -> None:
+    Lightning keeps its place in the epoch (``state_dict``) and finds it again after a restart.
+    """
+
+    def __init__(self, batches: RankBatches, epoch: Callable[[], int]) -> None:
         self.batches, self._epoch = batches, epoch
         self.waiting_seconds, self.num_events = 0.0, 0
+        self.place = 0  # batches of the epoch that were given out
+        self._first = 0
+        self.ahead_on: torch.device | None = None  # where a thread puts batches that it makes ahead
+        self._ahead: Prefetched | None = None
 
     def __len__(self) -> int:
-        self.batches.epoch = self._epoch()  # plans of two epochs may differ by a batch
+        self.batches.batches.epoch = self._epoch()  # plans of two epochs may differ by a batch
         return len(self.batches)
+
+    def close(self) -> None:
+        """End the thread that makes batches ahead, where there is one."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def __iter__(self) -> Iterator[JourneyBatch]:
         self.waiting_seconds, self.num_events = 0.0, 0
-        self.batches.epoch = self._epoch()
-        iterator = iter(self.batches)
+        self.close()
+        self.batches.batches.epoch = self._epoch()
+        self.place, self._first = self._first, 0
+        iterator = self.batches.from_place(self.place)
+        if self.ahead_on is not None:
+            iterator = self._ahead = Prefetched(iterator, self.ahead_on)
         while True:
             start = time.perf_counter()
             batch = next(iterator, None)
@@ -42,14 +57,22 @@ class EpochBatches:
             if batch is None:
                 return
             self.num_events += batch.num_events
+            self.place += 1
             yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._first = state_dict["place"]
 
 
 class Selection(L.Callback):
     """Scores each epoch on the validation questions, remembers the best weights, and stops without progress.
 
     score: returns a dict of validation metrics; monitor names the one that decides, by its distance from the ideal.
-    Without a score (refit) it only counts. ``report`` receives one dict per epoch.
+    Without a score (refit) it only counts. ``report`` receives one dict per epoch. Of several ranks the first one
+    scores, with ``plain``, a model of its own that takes the full weights where each rank holds a shard of them.
     """
 
     def __init__(
@@ -60,9 +83,10 @@ class Selection(L.Callback):
         patience: int,
         report: Callable[[dict[str, float]], None],
         data: EpochBatches,
+        plain: JourneyModel | None = None,
     ) -> None:
         self.score, self.monitor, self.patience = score, monitor, patience
-        self.report, self.data = report, data
+        self.report, self.data, self.plain = report, data, plain
         self.history: list[dict[str, float]] = []
         self.best_score, self.best_epoch, self.best_step = -float("inf"), -1, 0
         self.best_weights: dict[str, torch.Tensor] | None = None
@@ -72,6 +96,7 @@ class Selection(L.Callback):
         return self.score is not None and epoch - self.best_epoch >= self.patience
 
     def on_train_start(self, trainer: L.Trainer, learner: Any) -> None:
+        self._start = time.perf_counter()  # an epoch that is taken up in its middle does not start again
         # A run that was stopped after its last epoch has nothing to go on with.
         if self.history and self._is_exhausted(int(self.history[-1]["epoch"])):
             trainer.should_stop = True
@@ -83,24 +108,36 @@ class Selection(L.Callback):
         if learner.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._start
-        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row |= {f"train/{name}": value for name, value in learner.take_means().items()}
-        row["train/events_per_second"] = self.data.num_events / max(seconds, 1e-9)
-        row["train/waiting_share"] = self.data.waiting_seconds / max(seconds, 1e-9)
-        if self.score is not None:
-            assert self.monitor is not None
-            metrics = self.score(learner.result)
-            row |= {f"val/{name}": value for name, value in metrics.items()}
-            value = -float(shortfall(self.monitor.split("/")[1], metrics[self.monitor]))
-            if not value > -float("inf"):
-                value = -float("inf")
-            if value > self.best_score or self.best_weights is None:
-                self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
-                weights = learner.result.state_dict()
-                self.best_weights = {name: part.detach().cpu().clone() for name, part in weights.items()}
-            trainer.should_stop |= self._is_exhausted(trainer.current_epoch)
-        self.history.append(row)
-        self.report(row)
+        means = learner.take_means()
+        num_events, waiting = learner.over_ranks([self.data.num_events, self.data.waiting_seconds])
+        model = learner.result if self.plain is None else learner.fill(self.plain)
+        if trainer.is_global_zero:
+            row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            row |= {f"train/{name}": value for name, value in means.items()}
+            row["train/events_per_second"] = num_events / max(seconds, 1e-9)
+            row["train/waiting_share"] = waiting / trainer.world_size / max(seconds, 1e-9)
+            if self.score is not None:
+                row |= self._judge(trainer, model)
+            self.history.append(row)
+            self.report(row)
+        if trainer.world_size > 1:
+            trainer.should_stop = bool(trainer.strategy.broadcast(trainer.should_stop))
+
+    def _judge(self, trainer: L.Trainer, model: torch.nn.Module) -> dict[str, float]:
+        assert self.monitor is not None and self.score is not None
+        metrics = self.score(model)
+        value = -float(shortfall(self.monitor.split("/")[1], metrics[self.monitor]))
+        if not value > -float("inf"):
+            value = -float("inf")
+        if value > self.best_score or self.best_weights is None:
+            self.best_score, self.best_epoch, self.best_step = value, trainer.current_epoch, trainer.global_step
+            self.best_weights = {name: part.detach().cpu().clone() for name, part in model.state_dict().items()}
+        trainer.should_stop |= self._is_exhausted(trainer.current_epoch)
+        return {f"val/{name}": value for name, value in metrics.items()}
+
+    def on_train_end(self, trainer: L.Trainer, learner: Any) -> None:
+        if self.plain is not None:  # the last weights, while all ranks are here to give their shards
+            learner.fill(self.plain)
 
     def state_dict(self) -> dict[str, Any]:
         names = ("history", "best_score", "best_epoch", "best_step", "best_weights")
@@ -109,20 +146,6 @@ class Selection(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
-
-
-class LastCheckpoint(L.Callback):
-    """Writes ``last.ckpt`` after every epoch, atomically: a killed run finds a whole checkpoint or the previous one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_epoch_end(self, trainer: L.Trainer, learner: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{LAST}.partial"
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            os.replace(partial, self.folder / LAST)
 
 
 class Stop(L.Callback):

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from constellation.errors import InputError
 
+AUTO = "auto"
+PRODUCTS = ("float32", "bfloat16")
+"""As in ``kernels/products.py``, said again so that the door can check options without torch."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -14,24 +18,42 @@ class TrainingOptions:
     max_epochs, patience: at most so many passes over the training journeys, ending after ``patience`` passes without a
     better validation score. monitor: ``<target>/<metric>`` on the validation cutoff, such as ``value_91d/crps``; null
     takes the CRPS of money over the longest horizon that the validation span covers, else NDCG@10 of the products.
+    max_scored: validation questions scored after each epoch, at most, the same ones each time; null: all.
     max_tokens, max_journeys: the most events and journeys of a batch. max_events: a journey keeps its last so many.
     gradient_clip: largest norm of a step's gradient; 0 never clips. Money is heavy-tailed: clipping shrinks just the
     steps that the best customers cause; at a norm of 1 every total came out 5 to 10 % low, in training too.
-    cutoffs_per_journey: questions drawn per journey and epoch. warmup_share: of all steps, with a rising learning rate,
+    cutoffs_per_journey: questions drawn per journey and epoch; 0 asks only what follows each event, of its state.
+    before_first_share: further questions, as a share of a batch's, about customers before their first event, of whom
+    only attributes are known; 0 asks none. Data without attributes have none.
+    refit: train again on all that is known at the test cutoff; false tests the selected weights, as most published
+    figures of leave-one-out do. warmup_share: of all steps, with a rising learning rate,
     which then falls along a cosine to ``final_rate`` of its peak.
     averaging: decay of the moving average of the weights that is scored and kept; 0 keeps the last weights.
     num_threads: of the CPU; null leaves the choice to PyTorch. Short journeys make many small kernels, which a second
     thread speeds up by a tenth at best, and which crawl where threads wait for one another on busy cores.
+    devices, strategy: processes that share each batch, one per device: by a copy of the model each (ddp, the choice of
+    auto) or with the weights spread over them (fsdp). max_tokens and max_journeys are those of the whole batch.
+    checkpoint_every_steps: a checkpoint within the epoch after so many steps; null: by the clock, after
+    ``checkpoint_every_minutes``, and never for over a hundredth of the time. Each epoch ends with one in any case.
+    products: precision of the large matrix products of a CPU step, ``float32``, ``bfloat16``, or ``auto``: measured
+    when training starts, see ``kernels/products.py``, and kept in the checkpoint. On a GPU ``precision`` decides.
+    store_on_device: the events that training reads lie on the device, and batches are cut there; auto: on a GPU, where
+    they take at most a third of its free memory. prefetch: a thread makes batches ahead; auto: on a GPU.
+    compile: fuse the row-wise parts of a transformer's layers by torch.compile, which takes a minute at the first step
+    and pays on a GPU.
     windows_days: look-back windows of the aggregates. min_count: rarer categories are read as unknown.
     """
 
     max_epochs: int = 8
     patience: int = 3
     monitor: str | None = None
+    max_scored: int | None = None
     max_tokens: int = 8192
     max_journeys: int = 32
     max_events: int = 1024
     cutoffs_per_journey: int = 8
+    before_first_share: float = 0.05
+    refit: bool = True
     gradient_clip: float = 0.0
     warmup_share: float = 0.05
     final_rate: float = 0.05
@@ -42,13 +64,38 @@ class TrainingOptions:
     devices: int | str = 1
     strategy: str = "auto"
     precision: str = "32-true"
+    products: str = AUTO
+    store_on_device: bool | str = AUTO
+    prefetch: bool | str = AUTO
+    compile: bool = False
     num_threads: int | None = 1
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float = 5.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows_days", tuple(int(days) for days in self.windows_days))
-        for name in ("max_epochs", "patience", "max_tokens", "max_journeys", "max_events", "cutoffs_per_journey"):
+        for name in ("max_epochs", "patience", "max_tokens", "max_journeys", "max_events"):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} must be at least 1, found {getattr(self, name)}.")
+        if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
+            raise InputError(
+                f"training.checkpoint_every_steps must be at least 1, found {self.checkpoint_every_steps}."
+            )
+        if self.checkpoint_every_minutes < 0:
+            raise InputError(f"training.checkpoint_every_minutes is {self.checkpoint_every_minutes}, below 0.")
+        if self.max_scored is not None and self.max_scored < 1:
+            raise InputError(f"training.max_scored must be at least 1, or null for all; found {self.max_scored}.")
+        if self.cutoffs_per_journey < 0:
+            raise InputError(f"training.cutoffs_per_journey must be 0 or more, found {self.cutoffs_per_journey}.")
+        if not 0 <= self.before_first_share <= 1:
+            raise InputError(f"training.before_first_share must lie in [0, 1], found {self.before_first_share}.")
+        if self.products not in (AUTO, *PRODUCTS):
+            raise InputError(
+                f"training.products must be one of {', '.join((AUTO, *PRODUCTS))}, found {self.products!r}."
+            )
+        for name in ("store_on_device", "prefetch"):
+            if getattr(self, name) not in (AUTO, True, False):
+                raise InputError(f"training.{name} must be true, false or auto, found {getattr(self, name)!r}.")
         if not 0 <= self.averaging < 1:
             raise InputError(f"training.averaging must lie in [0, 1), found {self.averaging}.")
         if not 0 <= self.warmup_share < 1 or not 0 <= self.final_rate <= 1:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from constellation.answering import answer_all
+from constellation.answering import answer
 from constellation.errors import InputError
-from constellation.journeys.baskets import next_products
+from constellation.journeys.baskets import next_products, seen_products, take
 from constellation.journeys.batch import Gatherer
 from constellation.journeys.sampling import TrainingBatches
 from constellation.journeys.splits import Splits
 from constellation.journeys.vocabulary import Vocabulary
-from constellation.journeys.windows import Queries
+from constellation.journeys.windows import Queries, Until
+from constellation.kernels.products import BFLOAT16
 from constellation.metrics import LEVELS, value
 from constellation.metrics.ranking import product_columns
 from constellation.model import JourneyModel
@@ -26,13 +27,16 @@ from constellation.training.fit import Fitted, fit
 from constellation.training.learner import OptimizerFactory
 from constellation.training.options import TrainingOptions
 
+TRIED_QUESTIONS = 64
+"""Questions put to the untrained model, to learn which metrics it has before hours are spent."""
+
 BuildModel = Callable[[Vocabulary], JourneyModel]
 Report = Callable[[str, dict[str, float]], None]
 
 
 @dataclass
 class Study:
-    """A selected and a refitted model with the vocabularies they read through."""
+    """A selected and a refitted model with the vocabularies they read through; one and the same without a refit."""
 
     selected: Fitted
     selected_vocabulary: Vocabulary
@@ -40,15 +44,21 @@ class Study:
     vocabulary: Vocabulary
     monitor: str
 
+    @property
+    def is_refitted(self) -> bool:
+        return self.refitted is not self.selected
+
     def facts(self) -> dict[str, float]:
         """Numbers of the training itself, named as in ``metrics.json``."""
         return {
             "train/select_steps": float(self.selected.num_steps),
             "train/select_best_epoch": float(self.selected.best_epoch),
-            "train/refit_steps": float(self.refitted.num_steps),
+            "train/refit_steps": float(self.refitted.num_steps) if self.is_refitted else 0.0,
             "train/events_per_second": self.selected.events_per_second,
             "train/waiting_share": self.selected.waiting_share,
             "train/peak_memory_gib": max(self.selected.peak_memory_gib, self.refitted.peak_memory_gib),
+            "train/predicted_memory_gib": max(self.selected.predicted_memory_gib, self.refitted.predicted_memory_gib),
+            "train/bfloat16_products": float(self.refitted.products == BFLOAT16),
             "train/num_parameters": float(sum(part.numel() for part in self.refitted.model.parameters())),
         }
 
@@ -63,19 +73,28 @@ def select_then_refit(
     seed: int,
     report: Report,
 ) -> Study:
-    """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what resuming needs."""
+    """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what resuming needs.
+
+    With ``refit: false`` the selected model is also the refitted one. Raises InputError where the model cannot be
+    scored by the monitor, or cannot learn from the questions that the options ask.
+    """
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
-    select_vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.val_cutoff)
+    select_vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.select_until)
     gatherer = Gatherer(splits.store, select_vocabulary, options.max_events)
     monitor = choose_monitor(options.monitor, splits, select_vocabulary)
     _seed(seed)
     model = build(select_vocabulary)
-    scorer = Scorer(gatherer, splits.val)
-    available = scorer(model)
+    check_questions(model, options)
+    if len(splits.val) == 0:
+        raise InputError("No customer can be scored on validation: nobody has an event at or before the cutoff.")
+    exclude_seen = splits.windows.exclude_seen
+    scorer = Scorer(gatherer, _some(splits.val, options.max_scored), exclude_seen=exclude_seen)
+    few = splits.val.take(np.arange(min(TRIED_QUESTIONS, len(splits.val))))
+    available = Scorer(gatherer, few, exclude_seen=exclude_seen)(model)
     if monitor not in available:
         raise InputError(f"training.monitor is {monitor!r}; this model has {', '.join(sorted(available))}.")
-    batches = training_batches(gatherer, splits, splits.val_cutoff, options, seed)
+    batches = training_batches(gatherer, splits, splits.select_until, options, seed)
     selected = _once(
         folder / "select",
         model,
@@ -91,11 +110,13 @@ def select_then_refit(
             report=lambda row: report("select", row),
         ),
     )
-    vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.test_cutoff)
+    if not options.refit:
+        return Study(selected, select_vocabulary, selected, select_vocabulary, monitor)
+    vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.refit_until)
     _seed(seed)
     refit_model = build(vocabulary)
     refit_batches = training_batches(
-        Gatherer(splits.store, vocabulary, options.max_events), splits, splits.test_cutoff, options, seed
+        Gatherer(splits.store, vocabulary, options.max_events), splits, splits.refit_until, options, seed
     )
     refitted = _once(
         folder / "refit",
@@ -115,7 +136,7 @@ def select_then_refit(
     return Study(selected, select_vocabulary, refitted, vocabulary, monitor)
 
 
-def fit_vocabulary(splits: Splits, options: TrainingOptions, train: Queries, until: int) -> Vocabulary:
+def fit_vocabulary(splits: Splits, options: TrainingOptions, train: Queries, until: Until) -> Vocabulary:
     return Vocabulary.fit(
         splits.store,
         train,
@@ -127,9 +148,14 @@ def fit_vocabulary(splits: Splits, options: TrainingOptions, train: Queries, unt
 
 
 def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) -> str:
-    """The metric that selects: what was asked for, else CRPS of money over the longest observed horizon."""
+    """The metric that selects: what was asked for, else CRPS of money over the longest observed horizon.
+
+    Without horizons it is NDCG@10 of the next product.
+    """
     if monitor is not None:
         return monitor.removeprefix("val/")
+    if not splits.windows.horizons_days:
+        return "next_product/ndcg_at_10"
     seen_QK = splits.val.observed_QK
     observed = [days for column, days in enumerate(splits.val.horizons_days) if seen_QK[:, column].all()]
     if not observed:
@@ -140,16 +166,49 @@ def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) 
     return f"value_{observed[-1]}d/crps"
 
 
-class Scorer:
-    """Point estimates on the validation questions, ``<target>/<metric>``; quick enough for every epoch."""
+def check_questions(model: JourneyModel, options: TrainingOptions) -> None:
+    """Raise InputError where no cutoffs are drawn and an objective learns from cutoffs alone."""
+    if options.cutoffs_per_journey > 0:
+        return
+    asking = [name for name, objective in model.objectives.items() if getattr(objective, "needs_cutoffs", True)]
+    if asking:
+        raise InputError(
+            f"training.cutoffs_per_journey is 0, but {' and '.join(asking)} answers from the readout of a cutoff, "
+            "which would then learn nothing. Draw cutoffs, such as training.cutoffs_per_journey=8, or let it answer "
+            "from the state of the last event where it can."
+        )
 
-    def __init__(self, gatherer: Gatherer, queries: Queries) -> None:
+
+def _some(queries: Queries, most: int | None) -> Queries:
+    """At most so many of the questions, the same ones whatever the seed of the training."""
+    if most is None or len(queries) <= most:
+        return queries
+    return queries.take(np.sort(np.random.default_rng(0).choice(len(queries), most, replace=False)))
+
+
+class Scorer:
+    """Point estimates on the validation questions, ``<target>/<metric>``; quick enough for every epoch.
+
+    exclude_seen: rank only products that the customer does not have. Product scores are ranked batch by batch, so that
+    no more of them than one batch are held.
+    """
+
+    def __init__(self, gatherer: Gatherer, queries: Queries, *, exclude_seen: bool = False) -> None:
         self.gatherer, self.queries = gatherer, queries
         self.products = next_products(gatherer.store, gatherer.vocabulary, queries)
+        self.seen = seen_products(gatherer.store, gatherer.vocabulary, queries) if exclude_seen else None
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
         assert isinstance(model, JourneyModel)
-        answers = answer_all(model, self.gatherer, self.queries, LEVELS)
+        answers: dict[str, np.ndarray] = {}
+        columns: dict[str, np.ndarray] = {}
+        for rows, said in answer(model, self.gatherer, self.queries, LEVELS):
+            scores_QV = said.pop("next_product_scores", None)
+            said.pop("next_type_scores", None)
+            self._place(answers, rows, said)
+            if scores_QV is not None and scores_QV.shape[1]:
+                seen = None if self.seen is None else take(self.seen, rows)
+                self._place(columns, rows, product_columns(scores_QV, take(self.products, rows), excluded=seen))
         metrics: dict[str, float] = {}
         realised = {"value": self.queries.value_QK, "purchases": self.queries.purchases_QK}
         for name, realised_QK in realised.items():
@@ -162,14 +221,20 @@ class Scorer:
                 metrics[f"{target}/crps"] = float(value.crps(truth, answers[f"{target}_quantiles"][observed]).mean())
                 metrics[f"{target}/gini_normalised"] = value.gini_normalised(truth, expected)
                 metrics[f"{target}/bias_total"] = float(expected.sum() / max(truth.sum(), 1e-9) - 1)
-        if "next_product_scores" in answers:
-            columns = product_columns(answers["next_product_scores"], self.products)
-            metrics |= {f"next_product/{name}": float(np.nanmean(column)) for name, column in columns.items()}
+        for name, column_Q in columns.items():
+            asked = column_Q[np.isfinite(column_Q)]
+            metrics[f"next_product/{name}"] = float(asked.mean()) if len(asked) else float("nan")
         return metrics
+
+    def _place(self, whole: dict[str, np.ndarray], rows: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
+        for name, values in parts.items():
+            if name not in whole:
+                whole[name] = np.empty((len(self.queries), *values.shape[1:]), dtype=values.dtype)
+            whole[name][rows] = values
 
 
 def training_batches(
-    gatherer: Gatherer, splits: Splits, until: int, options: TrainingOptions, seed: int
+    gatherer: Gatherer, splits: Splits, until: Until, options: TrainingOptions, seed: int
 ) -> TrainingBatches:
     return TrainingBatches(
         gatherer,
@@ -181,6 +246,8 @@ def training_batches(
         max_journeys=options.max_journeys,
         earliest=splits.windows.earliest(splits.store),
         seed=seed,
+        before_first_share=options.before_first_share,
+        room_days=splits.windows.room_days,
     )
 
 
