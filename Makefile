@@ -12,7 +12,7 @@ BIN := .venv/bin
 TORCH_INDEX ?= auto
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-all lint types wheel clean
+.PHONY: demo test test-all lint types wheel peers clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.installed
@@ -32,6 +32,10 @@ types: .venv/.installed-dev
 
 wheel: .venv/.installed
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
+# The packages that `constellation benchmark throughput` measures beside ours, each in an environment of its own.
+peers: .venv/bin/python
+	$(BIN)/python benchmarks/peers/install.py
 
 clean:
 	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache

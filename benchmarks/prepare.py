@@ -1,6 +1,6 @@
 """Preparing an event log: events per second and peak memory of Constellation, polars by hand, and pandas.
 
-    python benchmarks/prepare.py                     # the same as: constellation benchmark what=prepare
+    python benchmarks/prepare.py                     # the same as: constellation benchmark prepare
     python benchmarks/prepare.py 100000 1000000
 
 Each system runs in a fresh process on the same simulated Parquet file and must leave flat arrays, sorted by customer

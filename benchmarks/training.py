@@ -1,6 +1,6 @@
 """Training: events per second, the parts of a step, and peak memory, for each encoder, with one thread and two.
 
-    python benchmarks/training.py                     # the same as: constellation benchmark what=training
+    python benchmarks/training.py                     # the same as: constellation benchmark training
     python benchmarks/training.py encoders=[gru] num_threads=[1] num_repeats=5
 
 Measured on the Complete Journey, or where its package is not installed on simulated customers (``data=spenders``).

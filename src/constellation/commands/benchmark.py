@@ -1,4 +1,4 @@
-"""Measure what preparation or training costs, on this machine."""
+"""Measure what preparation or training costs, on this machine, and how fast peers train beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from constellation.commands.benchmarks import prepare as of_prepare
+from constellation.commands.benchmarks import throughput as of_throughput
 from constellation.commands.benchmarks import training as of_training
 from constellation.errors import InputError
 
@@ -30,11 +31,17 @@ def benchmark(
     num_threads: Sequence[int] = (1, 2),
     num_repeats: int = 3,
     num_journeys: int = 256,
+    shapes: Sequence[str] = ("films_200", "films_50", "short", "catalogue"),
+    peers: str | Sequence[str] | None = "installed",
+    warmup_steps: int = 2,
+    num_steps: int = 8,
 ) -> dict[str, float]:
     """Run one benchmark, print its table, and log it with its metrics, which are returned.
 
     ``prepare`` reads ``sizes`` alone: simulated logs, beside what a person would write by hand.
-    ``training`` reads the rest: the training loop on ``data`` for each encoder and number of CPU threads.
+    ``training`` reads the parts of a model: the training loop on ``data`` for each encoder and number of CPU threads.
+    ``throughput`` reads ``shapes``, ``peers`` and the numbers of steps: our training beside other packages', in turn;
+    its shape ``short`` reads ``data``.
     docs/benchmarks.md names the metrics. Raises InputError for an unknown benchmark or settings it cannot measure.
     """
     import pandas as pd
@@ -52,9 +59,21 @@ def benchmark(
             num_journeys=num_journeys,
         )
 
+    def throughput_rows() -> list[dict[str, Any]]:
+        return of_throughput.benchmark_throughput(
+            data,
+            shapes=shapes,
+            peers=peers,
+            num_threads=num_threads,
+            num_repeats=num_repeats,
+            warmup_steps=warmup_steps,
+            num_steps=num_steps,
+        )
+
     benchmarks: dict[str, tuple[Any, Callable[[], list[dict[str, Any]]]]] = {
         "prepare": (of_prepare, lambda: of_prepare.benchmark_prepare(sizes)),
         "training": (of_training, training_rows),
+        "throughput": (of_throughput, throughput_rows),
     }
     if what not in benchmarks:
         raise InputError(f"what must be one of {', '.join(benchmarks)}, found {what!r}.")
