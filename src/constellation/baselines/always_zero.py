@@ -11,7 +11,7 @@ from constellation.baselines.baseline import Baseline, Predictions, point_predic
 if TYPE_CHECKING:
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
-    from constellation.journeys.windows import Queries
+    from constellation.journeys.windows import Queries, Until
 
 
 class AlwaysZero(Baseline):
@@ -20,7 +20,7 @@ class AlwaysZero(Baseline):
     name = "always_zero"
 
     def fit(
-        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
+        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Nothing to learn."""
 

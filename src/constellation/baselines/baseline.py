@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
-    from constellation.journeys.windows import Queries
+    from constellation.journeys.windows import Queries, Until
 
 Predictions = dict[str, np.ndarray]
 """``value_91d_expected [Q]``, ``value_91d_p_zero [Q]``, ``value_91d_quantiles [Q, L]``, the same for ``purchases_91d``,
@@ -25,14 +27,21 @@ class Baseline(ABC):
 
     name: str
 
+    def left_out(self, store: Store, horizons_days: Sequence[int]) -> str | None:
+        """Why this baseline has nothing to say about a data set, as half a sentence; None where it answers.
+
+        This one is that of baselines of money and purchases over horizons.
+        """
+        return None if horizons_days else "it speaks of money over horizons, and these data have none"
+
     @abstractmethod
     def fit(
-        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
+        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Learn from the customers of ``train``: its answers, and their events at or before ``until``.
 
-        until: microseconds UTC. With ``val``, settings such as a number of steps are chosen on it and
-        kept; without, the kept ones are used.
+        until: microseconds UTC, one for all or one per customer of the store. With ``val``, settings such as a number
+        of steps are chosen on it and kept; without, the kept ones are used.
         """
 
     @abstractmethod

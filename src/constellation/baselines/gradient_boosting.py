@@ -15,7 +15,7 @@ from constellation.errors import InputError
 if TYPE_CHECKING:
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
-    from constellation.journeys.windows import Queries
+    from constellation.journeys.windows import Queries, Until
 
 MAX_CATEGORIES = 250
 """The library splits on categories up to 255; an attribute with more enters as a number, its rank by frequency."""
@@ -76,7 +76,7 @@ class GradientBoosting(Baseline):
         self.boosters: dict[tuple[str, str], Booster] = {}
 
     def fit(
-        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
+        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Train all parts. With ``val`` they grow ``max_trees`` trees each and keep the number best there."""
         with limited_threads(self.num_threads):

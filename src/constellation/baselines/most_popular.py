@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from constellation.baselines.baseline import Baseline, Predictions, training_journeys
-from constellation.baselines.products import knows_products, training_products
+from constellation.baselines.baseline import Predictions, training_journeys
+from constellation.baselines.products import ProductBaseline, knows_products, training_products
 
 if TYPE_CHECKING:
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
-    from constellation.journeys.windows import Queries
+    from constellation.journeys.windows import Queries, Until
 
 
-class MostPopular(Baseline):
+class MostPopular(ProductBaseline):
     """Score of a product: how many events of the training customers up to ``until`` named it."""
 
     name = "most_popular"
 
     def fit(
-        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
+        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Count."""
         self.knows_products = knows_products(store, vocabulary)

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from constellation.baselines.baseline import Baseline, Predictions, training_journeys
-from constellation.baselines.products import knows_products, products_of, training_products
+from constellation.baselines.baseline import Predictions, training_journeys
+from constellation.baselines.products import ProductBaseline, knows_products, products_of, training_products
 
 if TYPE_CHECKING:
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
-    from constellation.journeys.windows import Queries
+    from constellation.journeys.windows import Queries, Until
 
 CELLS = 1 << 24
 """Customers times products counted at once, 128 MiB."""
 
 
-class OwnFavourites(Baseline):
+class OwnFavourites(ProductBaseline):
     """Score of a product: own events that named it up to the cutoff, plus its popularity as a fraction below 1.
 
     So popularity orders products of equal own count, never bought ones among them.
@@ -27,7 +27,7 @@ class OwnFavourites(Baseline):
     name = "own_favourites"
 
     def fit(
-        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
+        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Count popularity."""
         self.knows_products = knows_products(store, vocabulary)

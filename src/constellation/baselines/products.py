@@ -6,12 +6,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constellation.baselines.baseline import Baseline
 from constellation.journeys.vocabulary import FIRST_KNOWN, ragged_arange
+from constellation.journeys.windows import until_of
 from constellation.schema import PRODUCT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
+    from constellation.journeys.windows import Until
+
+
+class ProductBaseline(Baseline):
+    """A baseline that ranks products: it needs some, and no horizon."""
+
+    def left_out(self, store: Store, horizons_days: Sequence[int]) -> str | None:
+        return None if PRODUCT in store.lists else "it ranks products, and no event names one"
 
 
 def knows_products(store: Store, vocabulary: Vocabulary) -> bool:
@@ -38,10 +50,10 @@ def products_of(
 
 
 def training_products(
-    store: Store, vocabulary: Vocabulary, journeys: np.ndarray, until: int
+    store: Store, vocabulary: Vocabulary, journeys: np.ndarray, until: Until
 ) -> tuple[np.ndarray, np.ndarray]:
     """(event, column of the scores) of all products that the journeys touched at or before ``until``."""
     start = store.first_event_C[journeys].astype(np.int64)
-    end = store.end_event(journeys, np.full(len(journeys), until))
+    end = store.end_event(journeys, until_of(until, journeys))
     _, event, place = products_of(store, vocabulary, start, end)
     return event, place

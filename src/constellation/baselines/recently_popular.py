@@ -6,21 +6,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from constellation.baselines.baseline import Baseline, Predictions, training_journeys
-from constellation.baselines.products import knows_products, training_products
+from constellation.baselines.baseline import Predictions, training_journeys
+from constellation.baselines.products import ProductBaseline, knows_products, training_products
 from constellation.errors import InputError
 from constellation.journeys.store import MICROSECONDS_PER_DAY
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
-    from constellation.journeys.windows import Queries
+    from constellation.journeys.windows import Queries, Until
 
 
-class RecentlyPopular(Baseline):
+class RecentlyPopular(ProductBaseline):
     """Score of a product: events of the training customers that named it in the last ``window_days`` before the cutoff.
 
     A cutoff after ``until`` of the fit looks at the window before ``until``: later events were not known when fitting.
+    Where only the order of events is known it is left out: ranks of two customers have no common clock.
     """
 
     name = "recently_popular"
@@ -30,8 +33,13 @@ class RecentlyPopular(Baseline):
             raise InputError(f"window_days must be at least 1, found {window_days}. Four weeks (28) even out weekdays.")
         self.window_days = window_days
 
+    def left_out(self, store: Store, horizons_days: Sequence[int]) -> str | None:
+        if not store.has_clock:
+            return "only the order of each customer's events is known, so nothing is recent for all"
+        return super().left_out(store, horizons_days)
+
     def fit(
-        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
+        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Sort what was bought by time."""
         self.knows_products = knows_products(store, vocabulary)
@@ -41,7 +49,7 @@ class RecentlyPopular(Baseline):
         time = store.time_N[event]
         order = np.argsort(time, kind="stable")
         self.time_P, self.place_P = time[order], place[order]
-        self.num_products, self.until = len(vocabulary.products), until
+        self.num_products, self.until = len(vocabulary.products), int(np.max(until))
 
     def predict(self, store: Store, queries: Queries, levels: np.ndarray) -> Predictions:
         if not self.knows_products:

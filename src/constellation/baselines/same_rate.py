@@ -13,7 +13,7 @@ from constellation.journeys.store import MICROSECONDS_PER_DAY
 if TYPE_CHECKING:
     from constellation.journeys.store import Store
     from constellation.journeys.vocabulary import Vocabulary
-    from constellation.journeys.windows import Queries
+    from constellation.journeys.windows import Queries, Until
 
 
 class SameRate(Baseline):
@@ -30,7 +30,7 @@ class SameRate(Baseline):
         self.min_days = min_days
 
     def fit(
-        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: int, val: Queries | None = None
+        self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Nothing to learn: each customer is their own past."""
 

@@ -8,11 +8,14 @@ first purchase, h = horizon; one time unit for all (weeks by custom); all arrays
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import torch
 from scipy import special
 
-from constellation.distributions.maximum_likelihood import check_recency_frequency, grouped, maximise
+from constellation.distributions.bgnbd_rows import BgNbdRows
+from constellation.distributions.maximum_likelihood import as_rows, check_recency_frequency, grouped, maximise
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class BgNbd:
     alpha: float
     a: float
     b: float
+
+    flips_at_start: ClassVar[int] = 0
+    """Chances to leave that the first purchase brings: none here, one in ``MbgNbd``."""
 
     @classmethod
     def fit(cls, x_C: np.ndarray, t_x_C: np.ndarray, T_C: np.ndarray) -> BgNbd:
@@ -47,25 +53,27 @@ class BgNbd:
     ) -> tuple[np.ndarray, np.ndarray]:
         r, alpha, a, b = self.r, self.alpha, self.a, self.b
         x_C, t_x_C, T_C = np.broadcast_arrays(*(np.asarray(each, dtype=np.float64) for each in (x_C, t_x_C, T_C)))
-        repeats_C = np.maximum(x_C, 1.0)  # rows with x = 0 have no second term; this keeps their logarithm real
+        flips_C = x_C + self.flips_at_start
+        flipped_C = np.maximum(flips_C, 1.0)  # rows without a flip have no second term; this keeps their logarithm real
         common_C = (
             special.gammaln(r + x_C) - special.gammaln(r) + r * np.log(alpha)
-            + special.gammaln(a + b) + special.gammaln(b + x_C) - special.gammaln(b) - special.gammaln(a + b + x_C)
+            + special.gammaln(a + b) + special.gammaln(b + flips_C)
+            - special.gammaln(b) - special.gammaln(a + b + flips_C)
         )  # fmt: skip
         alive_C = -(r + x_C) * np.log(alpha + T_C)
-        left_C = np.log(a) - np.log(b + repeats_C - 1) - (r + x_C) * np.log(alpha + t_x_C)
-        left_C = np.where(x_C > 0, left_C, -np.inf)
+        left_C = np.log(a) - np.log(b + flipped_C - 1) - (r + x_C) * np.log(alpha + t_x_C)
+        left_C = np.where(flips_C > 0, left_C, -np.inf)
         log_sum_C = np.logaddexp(alive_C, left_C)
         p_left_C = np.exp(left_C - log_sum_C)
         p_alive_C = np.exp(alive_C - log_sum_C)
-        sum_ab_C = special.digamma(a + b) - special.digamma(a + b + x_C)
+        sum_ab_C = special.digamma(a + b) - special.digamma(a + b + flips_C)
         gradient_CP = np.stack(
             [
                 special.digamma(r + x_C) - special.digamma(r) + np.log(alpha)
                 - p_alive_C * np.log(alpha + T_C) - p_left_C * np.log(alpha + t_x_C),
                 r / alpha - (r + x_C) * (p_alive_C / (alpha + T_C) + p_left_C / (alpha + t_x_C)),
                 sum_ab_C + p_left_C / a,
-                sum_ab_C + special.digamma(b + x_C) - special.digamma(b) - p_left_C / (b + repeats_C - 1),
+                sum_ab_C + special.digamma(b + flips_C) - special.digamma(b) - p_left_C / (b + flipped_C - 1),
             ],
             axis=-1,
         )  # fmt: skip
@@ -74,11 +82,12 @@ class BgNbd:
     def p_alive(self, x_C: np.ndarray, t_x_C: np.ndarray, T_C: np.ndarray) -> np.ndarray:
         """[C], P(has not left at T). It is 1 for x = 0: in this model one can only leave after a repeat purchase."""
         x_C, t_x_C, T_C = (np.asarray(each, dtype=np.float64) for each in (x_C, t_x_C, T_C))
+        flips_C = x_C + self.flips_at_start
         log_odds_C = (
-            np.log(self.a) - np.log(self.b + np.maximum(x_C, 1.0) - 1)
+            np.log(self.a) - np.log(self.b + np.maximum(flips_C, 1.0) - 1)
             + (self.r + x_C) * (np.log(self.alpha + T_C) - np.log(self.alpha + t_x_C))
         )  # fmt: skip
-        return np.where(x_C > 0, special.expit(-log_odds_C), 1.0)
+        return np.where(flips_C > 0, special.expit(-log_odds_C), 1.0)
 
     def expected_purchases(
         self, x_C: np.ndarray, t_x_C: np.ndarray, T_C: np.ndarray, h: float | np.ndarray
@@ -92,7 +101,7 @@ class BgNbd:
         """
         x_C, T_C = np.asarray(x_C, dtype=np.float64), np.asarray(T_C, dtype=np.float64)
         distinct_x, which_C = np.unique(x_C, return_inverse=True)
-        dropout_XM, weight_XM = _beta_nodes(self.a, self.b + distinct_x)
+        dropout_XM, weight_XM = _beta_nodes(self.a, self.b + distinct_x + self.flips_at_start)
         ratio_C = np.asarray(h, dtype=np.float64) / (self.alpha + T_C)
         expected_C = np.zeros(np.broadcast_shapes(x_C.shape, ratio_C.shape))
         for node in range(dropout_XM.shape[1]):  # a loop over a few nodes keeps memory at one column
@@ -105,6 +114,18 @@ class BgNbd:
         """[C], P(no purchase in (T, T + h]): the likelihood of the same record watched longer, over that of now."""
         return np.exp(self.log_likelihood(x_C, t_x_C, T_C + h) - self.log_likelihood(x_C, t_x_C, T_C))
 
+    def count_pmf(self, x_C: np.ndarray, t_x_C: np.ndarray, T_C: np.ndarray, h: float, num_counts: int) -> np.ndarray:
+        """[C, num_counts], P(y purchases in (T, T + h]) for y = 0, 1, ..: closed form, see ``BgNbdRows``."""
+        x, t_x, T = as_rows(x_C, t_x_C, T_C)
+        return self.rows(len(x_C)).count_pmf(x, t_x, T, h, num_counts).numpy()
+
+    def rows(self, num_rows: int) -> BgNbdRows:
+        """The same parameters for each of so many rows."""
+        parameters = (
+            torch.full((num_rows,), each, dtype=torch.float64) for each in (self.r, self.alpha, self.a, self.b)
+        )
+        return BgNbdRows(*parameters, flips_at_start=self.flips_at_start)
+
     def sample_purchases(
         self, x_C: np.ndarray, t_x_C: np.ndarray, T_C: np.ndarray, h: float, num_samples: int, rng: np.random.Generator
     ) -> np.ndarray:
@@ -116,7 +137,7 @@ class BgNbd:
         x_C1, T_C1 = np.asarray(x_C, dtype=np.float64)[:, None], np.asarray(T_C, dtype=np.float64)[:, None]
         alive_CS = rng.random(shape) < self.p_alive(x_C, t_x_C, T_C)[:, None]
         wanted_CS = rng.poisson(rng.gamma(self.r + x_C1, size=shape) * (h / (self.alpha + T_C1)))
-        dropout_CS = np.maximum(rng.beta(self.a, self.b + x_C1, size=shape), 1e-12)
+        dropout_CS = np.maximum(rng.beta(self.a, self.b + x_C1 + self.flips_at_start, size=shape), 1e-12)
         last_CS = rng.geometric(dropout_CS)  # the purchase after which the customer leaves
         return np.where(alive_CS, np.minimum(wanted_CS, last_CS), 0)
 

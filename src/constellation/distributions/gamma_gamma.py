@@ -81,6 +81,37 @@ class GammaGamma:
         shape_C = self.p * x_C + self.q - 1
         return np.where(shape_C > 0, self.p * (self.v + total_C) / np.where(shape_C > 0, shape_C, 1.0), np.inf)
 
+    def total_ratio_quantiles(self, x_G: np.ndarray, pmf_GM: np.ndarray, levels: np.ndarray) -> np.ndarray:
+        """[G, L], quantiles of the money of Y future purchases, over v + x z: no unit, and no money of the past needed.
+
+        x_G: purchases whose spend is known; pmf_GM: P(Y = 0 .. M - 1), which may leave a little out. Given Y = y the
+        ratio is beta prime (p y, p x + q), and its mixture over y is inverted on a grid of logs. Rows that share x
+        share the grid, so a million customers cost as much as their distinct rows.
+        """
+        p_zero_G = pmf_GM[:, 0]
+        quantiles_GL = np.zeros((len(x_G), len(levels)))
+        some_GM = pmf_GM[:, 1:] / np.maximum(pmf_GM[:, 1:].sum(1, keepdims=True), 1e-300)
+        level_GL = (np.asarray(levels) - p_zero_G[:, None]) / np.maximum(1 - p_zero_G[:, None], 1e-300)
+        order_G = np.argsort(x_G, kind="stable")
+        starts = np.flatnonzero(np.diff(x_G[order_G], prepend=-1.0))
+        for rows in np.split(order_G, starts[1:]) if len(order_G) else []:
+            share_M = some_GM[rows].max(axis=0)
+            most = int(np.flatnonzero(share_M > 1e-9).max(initial=0)) + 1
+            grid_M, cdf_YM = self._ratio_cdfs(float(x_G[rows[0]]), most)
+            cdf_RM = np.maximum.accumulate(some_GM[rows, :most] @ cdf_YM, axis=1)
+            found_RL = _inverted(cdf_RM, np.log(grid_M), np.clip(level_GL[rows], 0.0, 1.0))
+            quantiles_GL[rows] = np.where(level_GL[rows] > 0, np.exp(found_RL), 0.0)
+        return quantiles_GL
+
+    def _ratio_cdfs(self, x: float, most: int, num_points: int = 192) -> tuple[np.ndarray, np.ndarray]:
+        """A grid of ratios [M] and the cdf there for 1 .. ``most`` purchases, [most, M]."""
+        shape_Y1, rest = self.p * np.arange(1, most + 1)[:, None], self.p * x + self.q
+        low = special.betaincinv(shape_Y1[0, 0], rest, 1e-4)
+        high = special.betaincinv(shape_Y1[-1, 0], rest, 1 - 1e-4)
+        ends = [max(share, 1e-12) / max(1 - share, 1e-12) for share in (low, high)]
+        grid_M = np.geomspace(ends[0], max(ends[1], ends[0] * 1.001), num_points)
+        return grid_M, special.betainc(shape_Y1, rest, grid_M / (1 + grid_M))
+
     def sample_total(
         self, x_C: np.ndarray, mean_spend_C: np.ndarray, purchases_CS: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
@@ -90,3 +121,15 @@ class GammaGamma:
         rate_CS = rng.gamma(self.p * x_C[:, None] + self.q, size=purchases_CS.shape) / (self.v + total_C1)
         spend_CS = rng.gamma(self.p * np.maximum(purchases_CS, 1)) / np.maximum(rate_CS, 1e-300)
         return np.where(purchases_CS > 0, spend_CS, 0.0)
+
+
+def _inverted(cdf_RM: np.ndarray, grid_M: np.ndarray, level_RL: np.ndarray) -> np.ndarray:
+    """[R, L], where each row's rising cdf reaches each level, linear between grid points."""
+    # One sorted list for all rows: row r's values lie in [2 r, 2 r + 1].
+    offset_R1 = 2.0 * np.arange(len(cdf_RM))[:, None]
+    place_RL = np.searchsorted((cdf_RM + offset_R1).ravel(), (level_RL + offset_R1).ravel()).reshape(level_RL.shape)
+    right_RL = np.clip(place_RL - np.arange(len(cdf_RM))[:, None] * len(grid_M), 1, len(grid_M) - 1)
+    below_RL = np.take_along_axis(cdf_RM, right_RL - 1, axis=1)
+    above_RL = np.take_along_axis(cdf_RM, right_RL, axis=1)
+    share_RL = np.clip((level_RL - below_RL) / np.maximum(above_RL - below_RL, 1e-300), 0.0, 1.0)
+    return grid_M[right_RL - 1] + share_RL * (grid_M[right_RL] - grid_M[right_RL - 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from scipy import optimize
 
 from constellation.errors import InputError
@@ -22,6 +23,11 @@ def grouped(*columns_C: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
     first_C[1:] = (rows_CK[1:] != rows_CK[:-1]).any(axis=1)
     weight = np.diff(np.append(np.flatnonzero(first_C), len(rows_CK)))
     return list(rows_CK[first_C].T), weight.astype(np.float64)
+
+
+def as_rows(*columns_C: np.ndarray) -> list[torch.Tensor]:
+    """Columns as float64 tensors, for the families whose parameters differ from row to row."""
+    return [torch.as_tensor(np.array(column, dtype=np.float64)) for column in columns_C]
 
 
 def maximise(

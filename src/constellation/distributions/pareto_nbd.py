@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import special
 
-from constellation.distributions.maximum_likelihood import check_recency_frequency, grouped, maximise
+from constellation.distributions.maximum_likelihood import as_rows, check_recency_frequency, grouped, maximise
+from constellation.distributions.pareto_nbd_rows import ParetoNbdRows
 
 
 def _softened_nodes(num_nodes: int, power: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,6 +150,16 @@ class ParetoNbd:
         """[C], P(no purchase in (T, T + h]): the likelihood of the same record watched longer, over that of now."""
         log_ratio_C = self.log_likelihood(x_C, t_x_C, T_C + h) - self.log_likelihood(x_C, t_x_C, T_C)
         return np.exp(np.minimum(log_ratio_C, 0.0))
+
+    def count_pmf(self, x_C: np.ndarray, t_x_C: np.ndarray, T_C: np.ndarray, h: float, num_counts: int) -> np.ndarray:
+        """[C, num_counts], P(y purchases in (T, T + h]) for y = 0, 1, ..; see ``ParetoNbdRows``."""
+        x, t_x, T = as_rows(x_C, t_x_C, T_C)
+        return self.rows(len(x_C)).count_pmf(x, t_x, T, h, num_counts).numpy()
+
+    def rows(self, num_rows: int) -> ParetoNbdRows:
+        """The same parameters for each of so many rows."""
+        parameters = (self.r, self.alpha, self.s, self.beta)
+        return ParetoNbdRows(*(torch.full((num_rows,), each, dtype=torch.float64) for each in parameters))
 
     def sample_purchases(
         self, x_C: np.ndarray, t_x_C: np.ndarray, T_C: np.ndarray, h: float, num_samples: int, rng: np.random.Generator

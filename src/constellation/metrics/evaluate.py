@@ -17,7 +17,8 @@ import numpy as np
 from constellation.errors import InputError
 from constellation.metrics import weighted
 from constellation.metrics.bootstrap import CustomerBootstrap, Interval, Statistics, interval, intervals
-from constellation.metrics.names import PRODUCT_METRICS, VALUE_METRICS, flat_name, shortfall
+from constellation.metrics.names import PRODUCT_METRICS, SURVIVAL_METRICS, VALUE_METRICS, flat_name, shortfall
+from constellation.metrics.survival import SurvivalStatistics
 from constellation.metrics.value import ValueColumns, ValueStatistics
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class _Entry:
     customer_Q: np.ndarray
     kept_Q: np.ndarray  # of the rows handed in, those that are observed
     columns: dict[str, np.ndarray]  # for predictions.parquet
-    statistics: ValueStatistics | MeanStatistics
+    statistics: ValueStatistics | MeanStatistics | SurvivalStatistics
     estimates: dict[str, float]
     samples: dict[str, np.ndarray]
 
@@ -101,6 +102,7 @@ class Evaluation:
     """Collects split x target x system; systems of one split and target must answer for the same rows.
 
     They then see the same resamples, so the difference of two systems is paired by construction.
+    ``notes`` says of a target what a reader of its table must know, such as what was left out of a ranking.
     """
 
     def __init__(self, *, num_resamples: int = 500, seed: int = 0) -> None:
@@ -109,6 +111,7 @@ class Evaluation:
         self.num_resamples = num_resamples
         self.seed = seed
         self._entries: dict[tuple[str, str, str], _Entry] = {}
+        self.notes: dict[str, str] = {}
 
     def add_value(
         self,
@@ -154,6 +157,18 @@ class Evaluation:
         statistics = MeanStatistics(columns)
         self._add(split, target, system, customer_Q, kept_Q, statistics.columns, statistics)
 
+    def add_survival(
+        self,
+        split: str,
+        target: str,
+        system: str,
+        statistics: SurvivalStatistics,
+        customer_Q: np.ndarray,
+        kept_Q: np.ndarray,
+    ) -> None:
+        """P(event by a time) of the rows ``kept_Q`` of ``customer_Q``; see `metrics.survival`."""
+        self._add(split, target, system, customer_Q, kept_Q, statistics.columns, statistics)
+
     def _add(
         self,
         split: str,
@@ -162,7 +177,7 @@ class Evaluation:
         customer_Q: np.ndarray,
         kept_Q: np.ndarray,
         columns: dict[str, np.ndarray],
-        statistics: ValueStatistics | MeanStatistics,
+        statistics: ValueStatistics | MeanStatistics | SurvivalStatistics,
     ) -> None:
         customer_Q = np.asarray(customer_Q)[kept_Q]
         for other in self._of(split, target).values():
@@ -185,7 +200,7 @@ class Evaluation:
     def metrics(self, split: str, target: str) -> list[str]:
         """Metrics that at least one system has, in the house order."""
         present = {name for entry in self._of(split, target).values() for name in entry.estimates}
-        ordered = [name for name in VALUE_METRICS + PRODUCT_METRICS if name in present]
+        ordered = [name for name in VALUE_METRICS + PRODUCT_METRICS + SURVIVAL_METRICS if name in present]
         return ordered + sorted(present.difference(ordered))
 
     def num_rows(self, split: str, target: str) -> int:

@@ -13,6 +13,7 @@ VALUE_METRICS = (
     "coverage_90",
     "auc_any",
 )
+SURVIVAL_METRICS = ("brier", "brier_skill", "auc", "concordance")
 PRODUCT_METRICS = ("ndcg_at_10", "hit_rate_at_10", "recall_new_at_10")
 
 # Every metric is read as its distance from the ideal, so errors, scores, signed bias and coverage rank alike.
@@ -30,6 +31,10 @@ _IDEAL = {
     "hit_rate": 1.0,
     "recall_new": 1.0,
     "log_loss": 0.0,
+    "brier": 0.0,
+    "brier_skill": 1.0,
+    "auc": 1.0,
+    "concordance": 1.0,
 }
 
 

@@ -25,6 +25,10 @@ MAIN_METRICS = (
     "ndcg_at_10",
     "hit_rate_at_10",
     "recall_new_at_10",
+    "brier",
+    "brier_skill",
+    "auc",
+    "concordance",
 )
 
 _HEADINGS = {
@@ -40,6 +44,10 @@ _HEADINGS = {
     "ndcg_at_10": "NDCG@10\n↑",
     "hit_rate_at_10": "hit rate\n@10 ↑",
     "recall_new_at_10": "recall of\nnew @10 ↑",
+    "brier": "Brier\n↓",
+    "brier_skill": "Brier\nskill ↑",
+    "auc": "AUC\n↑",
+    "concordance": "concord-\nance ↑",
 }
 _PERCENT = {"bias_total", "coverage_90"}
 # Outside a terminal the width must not depend on who runs the command; 128 holds seven metrics.
@@ -146,7 +154,8 @@ def print_table(
     """
     console = console or _console()
     num_rows = evaluation.num_rows(split, target)
-    console.print(f"[bold]{target}[/bold] on [bold]{split}[/bold], {num_rows:,} customers", highlight=False)
+    note = f"; {evaluation.notes[target]}" if target in evaluation.notes else ""
+    console.print(f"[bold]{target}[/bold] on [bold]{split}[/bold], {num_rows:,} customers{note}", highlight=False)
     for number, table in enumerate(build_tables(evaluation, split, target, metrics=metrics, width=console.width)):
         if number:
             console.print()

@@ -1,31 +1,40 @@
 """Families of non-negative money for the value head: how the amount of those who buy is distributed.
 
-Both are hurdles: a logit says whether anything is bought, the family says how much. They work on standardised logs,
+All are hurdles: a logit says whether anything is bought, the family says how much. They work on standardised logs,
 ``u = (ln y - location) / scale`` with location and scale of the training data, so raw outputs of zero (plus ``start``)
-are the standard normal, whatever the currency.
+are near the standard normal, whatever the currency.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from constellation.distributions.hurdle_gamma import HurdleGamma as HurdleGammaDistribution
 from constellation.distributions.levels import as_levels
+from constellation.distributions.log_normal_mixture import LogNormalMixture
 from constellation.distributions.ziln import ZeroInflatedLogNormal, capped_sigma
 from constellation.errors import InputError
+
+EULER = 0.5772156649
+"""ln m - E[ln y] of an exponential y of mean m."""
 
 MAX_STANDARD = 30.0
 """Standard deviations of the log that are kept apart; exp of it is finite in float32."""
 
 
 class Family(nn.Module):
-    """num_parameters: raw outputs per horizon. start: the raw outputs of a standard normal u, [num_parameters]."""
+    """num_parameters: raw outputs per horizon. start: the raw outputs of a standard normal u, [num_parameters].
+
+    keeps_scale: u is ln y less its location, not divided by the scale: for families that a power of y would leave.
+    """
 
     num_parameters: int
+    keeps_scale: bool = False
 
     def start(self) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no start.")
@@ -59,6 +68,67 @@ class Ziln(Family):
 
     def quantile(self, logit_QK: Tensor, raw_QKP: Tensor, levels: Sequence[float] | Tensor) -> Tensor:
         return self._distribution(logit_QK, raw_QKP).quantile(levels).log()
+
+
+class HurdleGamma(Family):
+    """Gamma amounts: negative log-likelihood less the constant ln y. A lighter tail than the log-normal's."""
+
+    num_parameters = 2
+    keeps_scale = True
+
+    def start(self) -> Tensor:
+        # Shape 1, an exponential; its mean log is the log of its mean less Euler's constant.
+        return torch.tensor([EULER, 0.0])
+
+    def loss(self, logit_QK: Tensor, raw_QKP: Tensor, positive_QK: Tensor, u_QK: Tensor) -> Tensor:
+        distribution = HurdleGammaDistribution(logit_QK, raw_QKP[..., 0], raw_QKP[..., 1])
+        return _hurdle_loss(logit_QK, positive_QK, distribution.log_density_of_log, u_QK)
+
+    def quantile(self, logit_QK: Tensor, raw_QKP: Tensor, levels: Sequence[float] | Tensor) -> Tensor:
+        u_QKL = HurdleGammaDistribution(logit_QK, raw_QKP[..., 0], raw_QKP[..., 1]).log_quantile(levels)
+        return torch.where(u_QKL > -math.inf, u_QKL.clamp(min=-2 * MAX_STANDARD), u_QKL)
+
+
+class Mixture(Family):
+    """Several log-normals, one of which a customer's money comes from; the choice is summed over.
+
+    num_parts: how many; they start spread over the standard normal, so that each finds customers of its own.
+    """
+
+    def __init__(self, *, num_parts: int = 4) -> None:
+        super().__init__()
+        if num_parts < 2:
+            raise InputError(f"num_parts must be at least 2, found {num_parts}: one part is the family Ziln.")
+        self.num_parts, self.num_parameters = num_parts, 3 * num_parts
+
+    def start(self) -> Tensor:
+        # Means at the normal's own quantiles; deviations such that the whole has variance 1.
+        middle = (torch.arange(self.num_parts) + 0.5) / self.num_parts
+        mu = torch.special.ndtri(middle.double()).float()
+        wanted = (1 - mu.square().mean()).sqrt()
+        raw = torch.linspace(-6.0, 2.0, 20_001)
+        sigma = raw[(capped_sigma(raw) - wanted).abs().argmin()].expand(self.num_parts)
+        return torch.cat([torch.zeros(self.num_parts), mu, sigma])
+
+    def _distribution(self, logit_QK: Tensor, raw_QKP: Tensor) -> LogNormalMixture:
+        weight_QKM, mu_QKM, sigma_QKM = raw_QKP.chunk(3, dim=-1)
+        return LogNormalMixture(logit_QK, weight_QKM, mu_QKM, capped_sigma(sigma_QKM))
+
+    def loss(self, logit_QK: Tensor, raw_QKP: Tensor, positive_QK: Tensor, u_QK: Tensor) -> Tensor:
+        distribution = self._distribution(logit_QK, raw_QKP)
+        return _hurdle_loss(logit_QK, positive_QK, distribution.log_density_of_log, u_QK)
+
+    def quantile(self, logit_QK: Tensor, raw_QKP: Tensor, levels: Sequence[float] | Tensor) -> Tensor:
+        return self._distribution(logit_QK, raw_QKP).log_quantile(levels)
+
+
+def _hurdle_loss(
+    logit_QK: Tensor, positive_QK: Tensor, log_density: Callable[[Tensor], Tensor], u_QK: Tensor
+) -> Tensor:
+    """Cross entropy of buying, and the negative log density of u for those who bought."""
+    u_QK = torch.where(positive_QK, u_QK, torch.zeros_like(u_QK)).clamp(-MAX_STANDARD, MAX_STANDARD)
+    buys_QK = functional.binary_cross_entropy_with_logits(logit_QK, positive_QK.to(logit_QK.dtype), reduction="none")
+    return buys_QK - torch.where(positive_QK, log_density(u_QK), torch.zeros_like(u_QK))
 
 
 class Quantiles(Family):

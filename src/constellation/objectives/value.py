@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from constellation.distributions.negative_binomial import NegativeBinomial
+from constellation.errors import InputError
 from constellation.objectives.base import HEAD_STD, Loss, Objective
 from constellation.objectives.families import Family, ordered, ordered_start
 
@@ -30,7 +31,7 @@ class Value(Objective):
     the family: it is fitted by the Poisson deviance, whose gradient (predicted - realised) makes the total right on
     the training data. Positive heads train on max(0, net); horizons that are not observed are left out.
 
-    family: ``families.Ziln()`` or ``families.Quantiles()``. mean_weight, purchases_weight: of the expected money and of
+    family: one of ``families``. mean_weight, purchases_weight: of the expected money and of
     the purchases against the family's loss.
     """
 
@@ -52,12 +53,19 @@ class Value(Objective):
         purchases_weight: float = 0.5,
     ) -> None:
         super().__init__(horizons_days=horizons_days, weight=weight)
+        if not self.horizons_days:
+            raise InputError(
+                "The objective value asks for money over horizons, and these data have none: they are split by each "
+                "customer's last events, not by dates. Leave it out, as in objective=[next_event]."
+            )
         del state_width  # asked of the readout only; every objective is built with the same arguments
         self.family, self.mean_weight, self.purchases_weight = family, mean_weight, purchases_weight
         num_horizons = len(self.horizons_days)
         start = _Start.of(vocabulary, num_horizons)
         for part in ("location_K", "scale_K", "mean_K"):
             self.register_buffer(part, getattr(start, part))
+        if family.keeps_scale:
+            self.scale_K.fill_(1.0)
         # Per horizon: logit of buying, log expected money, log expected purchases, log dispersion, then the family's.
         self.head = nn.Linear(readout_width, num_horizons * (4 + family.num_parameters))
         nn.init.normal_(self.head.weight, std=HEAD_STD)
