@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 from zoneinfo import ZoneInfo
 
@@ -27,7 +28,7 @@ class Truth(Protocol):
 
         ``value_expected`` (money) and ``purchases_expected`` (number) in ``(cutoff, cutoff + horizon]`` given the full
         hidden state at the cutoff; ``value_from_history`` and ``purchases_from_history`` given only the events at or
-        before it, which is the best that any model can do.
+        before it, which is the best that any model can do; a world in which nobody can say leaves these two out.
         """
         ...
 
@@ -45,6 +46,8 @@ class Simulated:
     events: the event table, columns as in :mod:`constellation.schema`, sorted by customer and time.
     attributes: one row per customer. truth: see :class:`Truth`.
     windows: keyword arguments of ``Windows`` that suit the world. observed_until: last day that was simulated.
+    decisions: of a world with a logging policy, columns as ``DecisionRule`` of kind ``table`` reads them.
+    decision_rule: keyword arguments of that rule. further: tables of truth beside ``truth``, by name, made when called.
     """
 
     name: str
@@ -54,6 +57,9 @@ class Simulated:
     windows: dict[str, Any]
     observed_until: str
     truth: Truth
+    decisions: polars.DataFrame | None = None
+    decision_rule: Mapping[str, Any] | None = None
+    further: Mapping[str, Callable[[], polars.DataFrame]] = field(default_factory=dict)
 
 
 def start_of_day(date: str, timezone: str) -> int:
@@ -67,9 +73,10 @@ def start_of_day(date: str, timezone: str) -> int:
 
 
 def tables(world: World, num_customers: int, seed: int) -> dict[str, polars.DataFrame]:
-    """Events and attributes of one draw, as a function source hands them to a data set."""
+    """Events, attributes and, where there are some, decisions of one draw, as a function source hands them on."""
     simulated = world.simulate(num_customers, seed)
-    return {"events": simulated.events, "attributes": simulated.attributes}
+    given = {"events": simulated.events, "attributes": simulated.attributes}
+    return given if simulated.decisions is None else given | {"decisions": simulated.decisions}
 
 
 def plus_days(date: str, days: int) -> str:
