@@ -12,6 +12,9 @@ from constellation.journeys.sampling import PredictionBatches
 from constellation.journeys.windows import Queries
 from constellation.model import JourneyModel
 
+MAX_SCORES = 1 << 22
+"""Product scores in one batch, at most, 16 MiB: a large catalogue is asked about a few customers at a time."""
+
 
 def answer(
     model: JourneyModel,
@@ -28,6 +31,7 @@ def answer(
     The model is used in evaluation mode on the device it is on, and left in the mode it was in.
     """
     was_training, device = model.training, next(model.parameters()).device
+    max_journeys = min(max_journeys, max(16, MAX_SCORES // max(len(gatherer.vocabulary.products), 1)))
     levels_L = torch.tensor(np.asarray(levels), dtype=torch.float32, device=device)
     model.eval()
     try:

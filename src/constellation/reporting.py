@@ -36,14 +36,11 @@ class Report:
 
     def opening(self, seeds: Sequence[int]) -> None:
         store, zone = self.store, self.store.schema.timezone
+        first, last = (format_time(time, zone) for time in (store.manifest.first_time, store.manifest.observed_until))
+        span = f"{first} to {last}" if store.has_clock else "only their order is known"
+        self.say(f"{self.name}: {store.num_customers:,} customers, {store.num_events:,} events, {span}")
         self.say(
-            f"{self.name}: {store.num_customers:,} customers, {store.num_events:,} events, "
-            f"{format_time(store.manifest.first_time, zone)} to {format_time(store.manifest.observed_until, zone)}"
-        )
-        horizons = ", ".join(str(days) for days in self.splits.windows.horizons_days)
-        self.say(
-            f"select at {format_time(self.splits.val_cutoff, zone)}, refit and test at "
-            f"{format_time(self.splits.test_cutoff, zone)}, horizons {horizons} days, "
+            f"{self.splits.windows.describe(store)}, "
             f"{int(self.splits.held_out_C.sum()):,} customers held out, seeds {list(seeds)}"
         )
 
@@ -55,6 +52,7 @@ class Report:
         self.say("  ".join(shown))
         named = {f"{phase}/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
         run.log_metrics({name: value for name, value in named.items() if math.isfinite(value)}, step=int(row["step"]))
+        run.flush()  # the checkpoint that comes next may be the one that a killed run goes on from
 
     def curves(self, history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
         """Learning curves of the selection, whose epochs have validation scores."""
@@ -101,13 +99,18 @@ class Report:
                 self.run.log_figure(f"{split}_{target}_{name}", figure)
 
     def slices(self, table: pandas.DataFrame) -> None:
-        """The model's headline metrics by slice, longest money horizon."""
+        """The model's headline metrics by slice: longest money horizon, or the products where there is none."""
         targets = [target for target in table["target"].unique() if target.startswith("value_")]
+        targets = targets or [target for target in table["target"].unique() if target == "next_product"]
         if not targets:
             return
         chosen = table[(table["target"] == targets[-1]) & (table["system"] == "model")]
         present = set(chosen["metric"])
-        wanted = [name for name in ("gini_normalised", "mae", "bias_total", "coverage_90") if name in present]
+        wanted = [
+            name
+            for name in ("gini_normalised", "mae", "bias_total", "coverage_90", "ndcg_at_10", "hit_rate_at_10")
+            if name in present
+        ]
         wide = chosen.pivot_table(index=["slice", "level", "num_rows"], columns="metric", values="estimate")[wanted]
         self.say(f"\nmodel, {targets[-1]}, by slice; customers without a label are in none")
         self.say(wide.reset_index().to_string(index=False, float_format=lambda value: f"{value:.3f}"))

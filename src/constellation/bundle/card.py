@@ -19,9 +19,10 @@ def model_card(bundle: Bundle, columns: Mapping[str, tuple[str, str]]) -> str:
     """Markdown. ``columns``: unit and meaning of each column of the predictions."""
     data = bundle.trained_on.get("data", "a journey data set")
     horizons = " and ".join(str(days) for days in bundle.horizons_days)
+    within = f" within {horizons} days" if horizons else " next"
     sections = [
-        f"# Customer journeys of {data}: value and next event",
-        f"Predicts, from the events of a customer up to a cutoff, what follows within {horizons} days. "
+        f"# Customer journeys of {data}: {'value and next event' if horizons else 'next event'}",
+        f"Predicts, from the events of a customer up to a cutoff, what follows{within}. "
         f"Written by constellation {__version__}. Weights are safetensors, the rest is JSON; nothing is unpickled.",
         "## Use",
         "```python\nfrom constellation.bundle import Bundle\n\n"

@@ -10,6 +10,7 @@ import numpy as np
 
 from constellation.errors import InputError
 from constellation.journeys.vocabulary import Vocabulary
+from constellation.metrics.ranking import top_k
 from constellation.schema import CUSTOMER_ID, EVENT_TYPE, PRODUCT, EventSchema
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class AnswerTable:
         exponent_QV = np.exp((scores_QV - scores_QV.max(axis=1, keepdims=True, initial=-np.inf)).astype(np.float64))
         probability_QV = exponent_QV / exponent_QV.sum(axis=1, keepdims=True)
         most = min(self.top_products if name == "next_product" else MAX_TYPES, len(values))
-        best_QT = np.argsort(-probability_QV, axis=1, kind="stable")[:, :most]
+        best_QT = top_k(scores_QV, most)
         for place in range(most):
             self._put(f"{name}_{place + 1}", rows, values[best_QT[:, place]])
             best_Q1 = best_QT[:, place : place + 1]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,11 @@ from constellation.errors import InputError
 if TYPE_CHECKING:
     from constellation.baselines.baseline import Baseline
     from constellation.journeys.dataset import DataSet
+    from constellation.journeys.last_events import LastEvents
+    from constellation.journeys.splits import Splits
+    from constellation.journeys.store import Store
+    from constellation.journeys.windows import Windows
+    from constellation.policies.policy import Policy
     from constellation.tracking import Run
 
 
@@ -27,61 +32,62 @@ def evaluate(
     slices: Sequence[str] = ("tenure", "recency", "spend_decile"),
     baseline: Mapping[str, Baseline] | None = None,
     num_resamples: int = 500,
+    policy: Mapping[str, Policy] | None = None,
+    system: str | None = None,
 ) -> dict[str, float]:
     """Metrics of the bundle of ``trained`` and of the baselines at ``cutoff``; null takes the test cutoff of the data.
 
     Baselines are fitted with horizons that end at or before the cutoff. A cutoff before the one the bundle was refitted
     at is scored under the split ``train``, for the model has seen what follows it.
+
+    Of a run of ``objective=engagement`` the policies are judged instead, by its cross-fitted decisions, with the
+    predictions of ``system`` (null: the sequence model, else the first outcome model).
     """
-    from constellation.assessment import Assessment, check_slices, slice_labels
+    from constellation.policies.saved import has_decisions
+
+    if policy or has_decisions(trained):
+        from constellation.commands.engagement.judge import judge_policies
+
+        return judge_policies(run, trained=trained, policy=policy or {}, system=system, num_resamples=num_resamples)
+    from constellation.assessment import Assessment, check_slices, meaningless_slices, slice_labels
     from constellation.bundle import Bundle, locate
     from constellation.journeys.prepare import prepare
     from constellation.journeys.splits import Splits
-    from constellation.journeys.store import MICROSECONDS_PER_DAY
-    from constellation.journeys.windows import format_time, parse_cutoff
+    from constellation.journeys.windows import Windows
     from constellation.metrics import LEVELS
     from constellation.metrics.evaluate import Evaluation
     from constellation.reporting import Report
 
     bundle = Bundle.load(locate(trained))
-    windows = replace(data.windows, horizons_days=bundle.vocabulary.horizons_days)
-    if cutoff is not None:
-        windows = replace(windows, test_cutoff=str(cutoff))
     store = prepare(data)
     check_slices(store, slices)
-    zone = store.schema.timezone
-    refitted_at = parse_cutoff(bundle.trained_on["test_cutoff"], bundle.schema.timezone)
-    at = parse_cutoff(windows.test_cutoff, zone)
-    if parse_cutoff(windows.val_cutoff, zone) >= at:
-        # The number of boosting steps is chosen one longest horizon before the cutoff asked for.
-        windows = replace(windows, val_cutoff=_days_before(windows.test_cutoff, windows.horizons_days[-1]))
-    shortest = windows.horizons_days[0] * MICROSECONDS_PER_DAY
-    if parse_cutoff(windows.val_cutoff, zone) - shortest <= windows.earliest(store):
-        raise InputError(
-            f"The cutoff {windows.test_cutoff} leaves no history to fit the baselines on and to choose their settings: "
-            f"the data start {format_time(store.manifest.first_time, zone)}. Ask for a later cutoff."
-        )
+    windows = _windows_at(data.windows, cutoff, bundle.horizons_days, store)
     splits = Splits(store, windows)
     report = Report(run, data.name, store, splits)
     run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
     run.set_tag("trained", trained.name)
-    run.set_tag("cutoff", windows.test_cutoff)
-    seen = at < refitted_at and bundle.trained_on.get("fingerprint") == store.manifest.content
-    split = "train" if seen else "test"
-    if seen:
-        report.say(
-            f"The bundle was refitted at {bundle.trained_on['test_cutoff']}, after this cutoff: its figures here are "
-            "in-sample and stand under the split train."
-        )
+    run.set_tag("cutoff", windows.test_cutoff if isinstance(windows, Windows) else "last event of each customer")
+    for name, reason in meaningless_slices(store, slices).items():
+        report.say(f"slice {name} is left out: {reason}")
+    slices = [name for name in slices if name not in meaningless_slices(store, slices)]
+    same_data = bundle.trained_on.get("fingerprint") == store.manifest.content
+    seen = _trained_on_what_follows(bundle.trained_on, bundle.schema.timezone, splits) if same_data else None
+    split = "test" if seen is None else "train"
+    if seen is not None:
+        report.say(f"The bundle was trained {seen}: its figures here are in-sample and stand under the split train.")
     rows = {split: np.ones(len(splits.test), dtype=bool), f"{split}_new": splits.test_is_new_Q}
     evaluation = Evaluation(num_resamples=num_resamples)
-    assessment = Assessment(evaluation, store, bundle.vocabulary, splits.test, rows)
+    assessment = Assessment(evaluation, store, bundle.vocabulary, splits.test, rows, windows.exclude_seen)
     assessment.add("model", lambda queries: bundle.predict_store(store, queries, LEVELS))
-    for name, system in (baseline or {}).items():
+    for name, system_of in (baseline or {}).items():
+        left_out = system_of.left_out(store, windows.horizons_days)
+        if left_out is not None:
+            report.say(f"baseline {name} is left out: {left_out}")
+            continue
         report.say(f"baseline {name}")
-        system.fit(store, bundle.vocabulary, splits.select_panel, until=splits.val_cutoff, val=splits.val)
-        system.fit(store, bundle.vocabulary, splits.refit_panel, until=splits.test_cutoff, val=None)
-        assessment.add(name, partial(system.predict, store, levels=LEVELS))
+        system_of.fit(store, bundle.vocabulary, splits.select_panel, until=splits.select_until, val=splits.val)
+        system_of.fit(store, bundle.vocabulary, splits.refit_panel, until=splits.refit_until, val=None)
+        assessment.add(name, partial(system_of.predict, store, levels=LEVELS))
     run.log_metrics(evaluation.flat())
     if slices:
         labels = slice_labels(store, bundle.vocabulary, splits.test, list(slices))
@@ -92,6 +98,52 @@ def evaluate(
     report.figures(evaluation, split)
     evaluation.predictions().to_parquet(run.folder / "predictions.parquet")
     return dict(run.metrics)
+
+
+def _windows_at(
+    windows: Windows | LastEvents, cutoff: str | None, horizons_days: tuple[int, ...], store: Store
+) -> Windows | LastEvents:
+    """The windows of the data set with the test at ``cutoff``, asking the horizons that the bundle answers."""
+    from constellation.journeys.store import MICROSECONDS_PER_DAY
+    from constellation.journeys.windows import Windows, format_time, parse_cutoff
+
+    if not isinstance(windows, Windows):
+        if cutoff is not None:
+            raise InputError(
+                f"cutoff is {cutoff}, but these data are split by the last events of each customer, without a date. "
+                "Leave cutoff out."
+            )
+        return windows
+    if not store.has_clock:
+        windows.cutoffs(store)  # raises, and says what to do
+    if horizons_days:
+        windows = replace(windows, horizons_days=horizons_days)
+    if cutoff is not None:
+        windows = replace(windows, test_cutoff=str(cutoff))
+    zone = store.schema.timezone
+    if parse_cutoff(windows.val_cutoff, zone) >= parse_cutoff(windows.test_cutoff, zone):
+        # The number of boosting steps is chosen one longest horizon before the cutoff asked for.
+        windows = replace(windows, val_cutoff=_days_before(windows.test_cutoff, windows.horizons_days[-1]))
+    shortest = windows.horizons_days[0] * MICROSECONDS_PER_DAY
+    if parse_cutoff(windows.val_cutoff, zone) - shortest <= windows.earliest(store):
+        raise InputError(
+            f"The cutoff {windows.test_cutoff} leaves no history to fit the baselines on and to choose their settings: "
+            f"the data start {format_time(store.manifest.first_time, zone)}. Ask for a later cutoff."
+        )
+    return windows
+
+
+def _trained_on_what_follows(trained_on: Mapping[str, Any], zone: str, splits: Splits) -> str | None:
+    """How the bundle came to know the answers that are asked for, as half a sentence; None where it does not."""
+    from constellation.journeys.windows import Windows, parse_cutoff
+
+    dated = "test_cutoff" in trained_on
+    if isinstance(splits.windows, Windows) != dated:
+        return "by another split of the same data"
+    if not dated:
+        return None
+    last = str(trained_on["test_cutoff"] if trained_on.get("refit", True) else trained_on["val_cutoff"])
+    return f"up to {last}, after this cutoff" if splits.test_cutoff < parse_cutoff(last, zone) else None
 
 
 def _days_before(date: str, days: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,15 +92,27 @@ def _answers_to_data(
     bundle: Bundle, exported: Bundle, store: Store, data: DataSet, cutoff: str | None, num_customers: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     from constellation.bundle.raw import raw_attributes, raw_events
-    from constellation.journeys.windows import at_risk, parse_cutoff
+    from constellation.bundle.reading import cutoff_time
+    from constellation.journeys.windows import Windows, at_risk
 
-    cutoff = cutoff or data.windows.test_cutoff
-    time = parse_cutoff(cutoff, store.schema.timezone)
+    if cutoff is None and isinstance(data.windows, Windows):
+        cutoff = data.windows.test_cutoff
+    if cutoff is None:  # customers have cutoffs of their own: all that is known
+        cutoff = _moment(store)
+    time = cutoff_time(cutoff, store.schema)
     risk = at_risk(store, time)
     chosen = np.sort(np.random.default_rng(0).permutation(risk)[:num_customers])
     expected = bundle.predict_customers(store, chosen, time)
     found = _from_file(exported, raw_events(store, chosen), cutoff, raw_attributes(store, chosen))
     return expected, found
+
+
+def _moment(store: Store) -> str:
+    """The end of what a store knows, to the microsecond, or its last rank."""
+    from constellation.zones import EPOCH
+
+    until = store.manifest.observed_until
+    return (EPOCH + dt.timedelta(microseconds=until)).isoformat() if store.has_clock else str(until)
 
 
 def _answers_to_made_up(bundle: Bundle, exported: Bundle, num_customers: int) -> tuple[pd.DataFrame, pd.DataFrame]:

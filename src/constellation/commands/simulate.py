@@ -2,6 +2,7 @@
 
 Writes ``events.parquet``, ``attributes.parquet``, ``truth.parquet`` (expected value and purchases of each customer at
 the validation and the test cutoff, given the hidden state and given the history) and ``simulated.yaml``, a data config.
+A world with contacts adds ``decisions.parquet`` and tables of truth of its own, such as ``truth_effects.parquet``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ def simulate(run: Run, *, world: World, num_customers: int, seed: int) -> Simula
     simulated.events.write_parquet(run.folder / "events.parquet")
     simulated.attributes.write_parquet(run.folder / "attributes.parquet")
     truth.write_parquet(run.folder / "truth.parquet")
+    if simulated.decisions is not None:
+        simulated.decisions.write_parquet(run.folder / "decisions.parquet")
+    for name, table in simulated.further.items():
+        table().write_parquet(run.folder / f"{name}.parquet")
     config = run.folder / f"{DATA_NAME}.yaml"
     config.write_text(to_yaml(data_config(simulated, run.folder)), encoding="utf-8")
 
@@ -69,6 +74,8 @@ def truth_table(simulated: Simulated) -> polars.DataFrame:
 
 def data_config(simulated: Simulated, folder: Path) -> dict[str, Any]:
     """The content of ``configs/data/simulated.yaml`` for the Parquet files in ``folder``."""
+    rule = simulated.decision_rule
+    decisions_sql = {} if rule is None else {"decisions_sql": "SELECT * FROM '{root}/decisions.parquet'"}
     return {
         "_target_": "constellation.journeys.dataset.DataSet",
         "name": simulated.name,
@@ -79,10 +86,13 @@ def data_config(simulated: Simulated, folder: Path) -> dict[str, Any]:
             "_target_": "constellation.journeys.sources.SqlSource",
             "sql": "SELECT * FROM '{root}/events.parquet'",
             "attributes_sql": "SELECT * FROM '{root}/attributes.parquet'",
+            **decisions_sql,
         },
         "schema": {"_target_": "constellation.schema.EventSchema"} | _plain(asdict(simulated.schema)),
         "windows": {"_target_": "constellation.journeys.windows.Windows"} | _plain(simulated.windows),
-        "decisions": None,
+        "decisions": None
+        if rule is None
+        else {"_target_": "constellation.journeys.decisions.DecisionRule"} | _plain(dict(rule)),
     }
 
 

@@ -17,11 +17,13 @@ from constellation.errors import InputError
 
 if TYPE_CHECKING:
     from constellation.baselines.baseline import Baseline
+    from constellation.commands.engagement.options import EngagementOptions
     from constellation.journeys.dataset import DataSet
     from constellation.journeys.splits import Splits
     from constellation.journeys.vocabulary import Vocabulary
     from constellation.journeys.windows import Queries
     from constellation.model import JourneyModel
+    from constellation.policies.outcomes import OutcomeModel
     from constellation.tracking import Run
     from constellation.training.learner import OptimizerFactory
     from constellation.training.options import TrainingOptions
@@ -30,7 +32,19 @@ if TYPE_CHECKING:
 COMPARED_KEYS = ("data", "encoder", "readout", "objective", "optimizer", "training", "seeds")
 """Settings that a resumed run must share with the run it goes on with."""
 
-UNCOMPARED = ("data.root", "data.cache", "training.accelerator", "training.devices", "training.num_threads")
+ENGAGEMENT = "engagement"
+"""The objective that is learned from decisions instead of cutoffs."""
+
+UNCOMPARED = (
+    "data.root",
+    "data.cache",
+    "training.accelerator",
+    "training.devices",
+    "training.num_threads",
+    "training.strategy",
+    "training.checkpoint_every_steps",
+    "training.checkpoint_every_minutes",
+)
 """Among those, what may differ between two machines without changing the experiment."""
 
 
@@ -47,6 +61,8 @@ def train(
     seeds: Sequence[int] = (0,),
     resume: Path | None = None,
     num_resamples: int = 500,
+    outcome: Mapping[str, OutcomeModel] | None = None,
+    engagement: EngagementOptions | None = None,
 ) -> dict[str, float]:
     """Select at the validation cutoff, refit up to the test cutoff, evaluate everything there; returns the metrics.
 
@@ -54,6 +70,9 @@ def train(
     With one seed the model's bundle is ``bundle/``; with several each seed is a child run with its own, the table has a
     row ``model_seed_<seed>`` for each, and ``model`` in the metrics is their mean, with ``_sd`` beside it.
     ``checkpoints/seed_<seed>`` is what ``resume`` goes on from.
+
+    With ``objective=engagement``, alone, rewards of decisions are learned instead, cross-fitted over persons;
+    ``outcome`` and ``engagement`` are read then only.
     """
     from constellation.assessment import Assessment
     from constellation.journeys.prepare import prepare
@@ -66,6 +85,22 @@ def train(
     if not seeds:
         raise InputError("seeds is empty: write seeds=[0], or several such as seeds=[0,1,2].")
     model_config = {"encoder": dict(encoder), "readout": dict(readout), "objective": dict(objective or {})}
+    if ENGAGEMENT in model_config["objective"]:
+        from constellation.commands.engagement.learn import learn
+        from constellation.commands.engagement.options import EngagementOptions
+
+        if len(model_config["objective"]) > 1 or resume is not None:
+            raise InputError("objective=engagement is learned alone, and from its start: it has folds of its own.")
+        return learn(
+            run,
+            data=data,
+            model_config=model_config,
+            outcome=outcome or {},
+            optimizer=optimizer,
+            training=training,
+            options=engagement or EngagementOptions(),
+            seeds=seeds,
+        )
     store = prepare(data)
     splits = Splits(store, data.windows)
     run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
@@ -77,12 +112,15 @@ def train(
 
     # Everybody answers the same questions, so the evaluation and the vocabularies are made once.
     evaluation = Evaluation(num_resamples=num_resamples)
-    val_vocabulary = fit_vocabulary(splits, training, splits.select_panel, splits.val_cutoff)
-    test_vocabulary = fit_vocabulary(splits, training, splits.refit_panel, splits.test_cutoff)
+    val_vocabulary = test_vocabulary = fit_vocabulary(splits, training, splits.select_panel, splits.select_until)
+    if training.refit:
+        test_vocabulary = fit_vocabulary(splits, training, splits.refit_panel, splits.refit_until)
+    exclude_seen = splits.windows.exclude_seen
     everyone = np.ones(len(splits.test), dtype=bool)
     test_rows = {"test": everyone, "test_new": splits.test_is_new_Q}
-    val = Assessment(evaluation, store, val_vocabulary, splits.val, {"val": np.ones(len(splits.val), dtype=bool)})
-    test = Assessment(evaluation, store, test_vocabulary, splits.test, test_rows)
+    val_rows = {"val": np.ones(len(splits.val), dtype=bool)}
+    val = Assessment(evaluation, store, val_vocabulary, splits.val, val_rows, exclude_seen)
+    test = Assessment(evaluation, store, test_vocabulary, splits.test, test_rows, exclude_seen)
 
     of_seeds: list[dict[str, float]] = []
     for seed in seeds:
@@ -103,11 +141,16 @@ def train(
         run.log_metrics(report.spread(of_seeds))
 
     for name, system_of in (baseline or {}).items():
+        reason = system_of.left_out(store, splits.windows.horizons_days)
+        if reason is not None:
+            report.say(f"baseline {name} is left out: {reason}")
+            continue
         report.say(f"baseline {name}")
         start = time.perf_counter()
-        system_of.fit(store, val_vocabulary, splits.select_panel, until=splits.val_cutoff, val=splits.val)
+        system_of.fit(store, val_vocabulary, splits.select_panel, until=splits.select_until, val=splits.val)
         val.add(name, partial(system_of.predict, store, levels=LEVELS))
-        system_of.fit(store, test_vocabulary, splits.refit_panel, until=splits.test_cutoff, val=None)
+        if training.refit:
+            system_of.fit(store, test_vocabulary, splits.refit_panel, until=splits.refit_until, val=None)
         test.add(name, partial(system_of.predict, store, levels=LEVELS))
         run.log_metrics({f"baseline/{name}/seconds": time.perf_counter() - start})
 
@@ -173,8 +216,8 @@ def _save_bundle(
     trained_on = {
         "data": data.name,
         "fingerprint": manifest.content,
-        "val_cutoff": data.windows.val_cutoff,
-        "test_cutoff": data.windows.test_cutoff,
+        **data.windows.facts(),
+        "refit": training.refit,
         "num_customers": len(splits.train_journeys),
         "num_steps": study.refitted.num_steps,
         "seed": seed,

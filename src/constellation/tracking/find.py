@@ -14,11 +14,16 @@ log = logging.getLogger(__name__)
 
 
 def resolve_run(
-    run: str | Path, *, outputs: str | Path = "outputs", tracking: Tracking | None = None, finished: bool = True
+    run: str | Path,
+    *,
+    outputs: str | Path = "outputs",
+    tracking: Tracking | None = None,
+    finished: bool = True,
+    command: str = "train",
 ) -> Path:
     """Folder of a run, given as a run folder, an MLflow run id, or ``latest``: the newest finished training.
 
-    With ``finished=False`` ``latest`` is the newest training that did not finish, as for resuming.
+    With ``finished=False`` ``latest`` is the newest run of ``command`` that did not finish, as for resuming.
     A run that MLflow knows and whose folder is not on this machine is fetched to ``<outputs>/fetched/<run id>``.
     Raises InputError when there is no such run.
     """
@@ -30,14 +35,14 @@ def resolve_run(
         raise InputError(f"{folder} is a folder, but not of a run: it has neither run.json nor config.yaml.")
     text = str(run)
     if text == "latest":
-        files = outputs.glob("train/*/run.json")
+        files = outputs.glob(f"{command}/*/run.json")
         states = [(json.loads(path.read_text(encoding="utf-8")), path.parent) for path in files]
         wanted = [(state["started"], path) for state, path in states if (state["status"] == FINISHED) == finished]
         if not wanted:
             raise InputError(
-                f"`latest` was asked for, but {outputs.absolute() / 'train'} holds no "
+                f"`latest` was asked for, but {outputs.absolute() / command} holds no "
                 f"{'finished' if finished else 'unfinished'} run. "
-                "Run `constellation train` first, or name a run folder or an MLflow run id."
+                f"Run `constellation {command}` first, or name a run folder or an MLflow run id."
             )
         return max(wanted)[1].absolute()
     if len(text) == 32 and all(letter in "0123456789abcdef" for letter in text):

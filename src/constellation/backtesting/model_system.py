@@ -1,0 +1,149 @@
+"""Our own model in a backtest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from constellation.backtesting.systems import (
+    TARGETS,
+    TIME_SLICE,
+    Answers,
+    Fit,
+    Known,
+    Task,
+    cross_fitted,
+    known,
+    vocabulary_of,
+)
+from constellation.journeys.splits import Splits, time_windows
+from constellation.journeys.vocabulary import Vocabulary
+from constellation.journeys.windows import Queries, panel
+from constellation.metrics import LEVELS
+
+if TYPE_CHECKING:
+    from constellation.model import JourneyModel
+    from constellation.training.learner import OptimizerFactory
+    from constellation.training.options import TrainingOptions
+    from constellation.training.study import Study
+
+
+@dataclass
+class ModelSystem:
+    """Selected before the origin and refitted up to it, once per seed; silent about horizons that cannot be taught yet.
+
+    any_history: it needs no horizon to have been seen whole, and answers all.
+    build(vocabulary, horizons_days) makes it untrained; report(origin, seed, phase, row) hears of every epoch.
+    """
+
+    build: Callable[[Vocabulary, tuple[int, ...]], JourneyModel]
+    optimizer: OptimizerFactory
+    training: TrainingOptions
+    seeds: tuple[int, ...]
+    report: Callable[[str, int, str, dict[str, float]], None]
+    any_history: bool = False
+    name: str = "model"
+
+    def fit(self, task: Task, seed: int) -> Fit:
+        """Train twice and answer. A fit that was stopped goes on in ``task.training_folder``."""
+        from constellation.training.study import select_then_refit
+
+        start = time.perf_counter()
+        origin = task.origin
+        asked_days = origin.horizons_days if self.any_history else origin.trainable_days
+        if not asked_days:
+            return Fit({})
+        learned_days = self._learned_days(task)
+        splits = Splits(task.store, origin.windows(task.base_windows, task.holdout_share, learned_days))
+        folder = task.training_folder
+        study = select_then_refit(
+            splits,
+            lambda vocabulary: self.build(vocabulary, learned_days),
+            self.optimizer,
+            self.training,
+            folder,
+            seed=seed,
+            report=lambda phase, row: self.report(origin.name, seed, phase, row),
+        )
+        fit = Fit(self._answers(task, study.refitted.model, study.vocabulary, task.queries, asked_days))
+        for days in origin.trainable_days if task.folds else ():
+            fit.known |= self._known(task, study, splits, days, seed)
+        fit.seconds = time.perf_counter() - start
+        return fit
+
+    def _learned_days(self, task: Task) -> tuple[int, ...]:
+        return task.origin.all_days if self.any_history else task.origin.learned_days
+
+    def _answers(
+        self,
+        task: Task,
+        model: JourneyModel,
+        vocabulary: Vocabulary,
+        queries: Queries,
+        horizons_days: tuple[int, ...],
+    ) -> Answers:
+        from constellation.answering import answer
+        from constellation.journeys.batch import Gatherer
+
+        wanted = tuple(f"{name}_{days}d_" for name in TARGETS for days in horizons_days)
+        answers: Answers = {}
+        for rows, part in answer(model, Gatherer(task.store, vocabulary, self.training.max_events), queries, LEVELS):
+            for name, values in part.items():
+                if name.startswith(wanted):
+                    if name not in answers:
+                        answers[name] = np.empty((len(queries), *values.shape[1:]), dtype=values.dtype)
+                    answers[name][rows] = values
+        return answers
+
+    def _known(self, task: Task, study: Study, splits: Splits, days: int, seed: int) -> dict[str, Known]:
+        """The selected model learned up to the validation cutoff, and what followed has come true by the origin.
+
+        Its number of steps was chosen on that slice, a choice of few alternatives; where the slice is too short for a
+        horizon, the refit is repeated without some of the customers.
+        """
+        select_days = task.origin.select_days
+        if days <= select_days:
+            questions = task.known_questions(select_days, days)
+            model, vocabulary = study.selected.model, study.selected_vocabulary
+            return known(questions, self._answers(task, model, vocabulary, questions, (days,)), TIME_SLICE)
+        return cross_fitted(
+            task,
+            days,
+            splits.train_journeys,
+            lambda train, rows: self._without(task, study, splits, train, rows, days, seed),
+        )
+
+    def _without(
+        self, task: Task, study: Study, splits: Splits, train: np.ndarray, rows: Queries, days: int, seed: int
+    ) -> Answers:
+        """Answers of a refit on some of the customers, with as many passes over them as the whole refit had."""
+        import torch
+
+        from constellation.journeys.batch import Gatherer
+        from constellation.training.fit import fit
+        from constellation.training.study import training_batches
+
+        some = Splits(splits.store, splits.windows)
+        some.train_journeys = train
+        questions = panel(splits.store, time_windows(splits.windows), known_until=splits.test_cutoff, journeys=train)
+        vocabulary = vocabulary_of(splits.store, self.training, questions, train, splits.test_cutoff)
+        gatherer = Gatherer(splits.store, vocabulary, self.training.max_events)
+        batches = training_batches(gatherer, some, splits.test_cutoff, self.training, seed)
+        torch.manual_seed(seed)
+        model = self.build(vocabulary, self._learned_days(task))
+        share = len(train) / max(len(splits.train_journeys), 1)
+        fit(
+            model,
+            batches,
+            self.optimizer,
+            self.training,
+            task.training_folder / f"without_{rows.journey_Q[0]}_{days}d",
+            label=f"without a fold (seed {seed})",
+            num_steps=max(round(study.selected.num_steps * share), 1),
+            schedule_steps=self.training.max_epochs * len(batches),
+        )
+        return self._answers(task, model, vocabulary, rows, (days,))

@@ -1,0 +1,1 @@
+"""Training and evaluating engagement: what `train objective=engagement` and `evaluate policy=...` do."""

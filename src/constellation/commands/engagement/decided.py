@@ -1,0 +1,128 @@
+"""From a store with decisions to a log with features and folds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from constellation.commands.engagement.options import EngagementOptions
+from constellation.errors import InputError
+from constellation.journeys.decision_features import FeatureTable, action_features, decision_features
+from constellation.journeys.decisions import Decisions
+from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
+from constellation.journeys.windows import parse_cutoff
+from constellation.policies.cross_fit import LEFT_OUT, TRAIN_ONLY, fitted_propensities, person_folds
+from constellation.policies.log import Log
+
+if TYPE_CHECKING:
+    from constellation.journeys.dataset import DataSet
+
+LOGGED, PARTLY, FITTED = "logged", "logged for the chosen action", "fitted"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """decisions: those used, matured and with a known action. propensities: where they come from, in words.
+    num_immature: left out, for their reward was not known yet."""
+
+    decisions: Decisions
+    log: Log
+    fold_Q: np.ndarray
+    features: FeatureTable
+    action_AY: np.ndarray
+    propensities: str
+    num_immature: int
+
+
+def decided(data: DataSet, store: Store, options: EngagementOptions, seed: int) -> Decided:
+    """The decisions of a store, ready to learn from. Raises InputError where there are none or they cannot be
+    compared."""
+    whole = store.decisions
+    if whole is None or data.decisions is None:
+        raise InputError(
+            f"The data set {data.name} says nothing about decisions. objective=engagement needs a block "
+            f"`decisions` in its "
+            "YAML: contacts among the events, a grid, or a table of decisions."
+        )
+    rows = np.flatnonzero(whole.matured_Q & (whole.action_Q > 0) & np.isfinite(whole.reward_Q))
+    num_immature = int((~whole.matured_Q).sum())
+    if len(rows) < 100:
+        raise InputError(
+            f"Of {len(whole):,} decisions only {len(rows):,} have an action and a matured reward; at least 100 "
+            f"are needed. "
+            f"Shorten reward_days ({data.decisions.reward_days:g}) or bring later data."
+        )
+    # Features know decisions before these, matured or not: they are the past all the same.
+    table = decision_features(store, whole, options.windows_days)
+    features = FeatureTable(table.names, table.values_QX[rows])
+    kept = _take(whole, rows)
+    actions = tuple(str(name) for name in kept.actions[1:])
+    action_Q = kept.action_Q.astype(np.int64) - 1
+    fold_Q = _folds(kept, store, options, data.decisions.reward_days, seed)
+    eligible_QA = kept.eligible_QA()
+    logging_QA, source = _logging(data, kept, features, action_Q, fold_Q, eligible_QA, seed)
+    log = Log(actions, action_Q, np.asarray(kept.reward_Q, dtype=np.float64), logging_QA, kept.journey_Q, eligible_QA)
+    _, action_AY = action_features(list(actions), data.decisions.action_features)
+    return Decided(kept, log, fold_Q, features, action_AY, source, num_immature)
+
+
+def _take(decisions: Decisions, rows: np.ndarray) -> Decisions:
+    arrays = {
+        name: np.asarray(value)[rows]
+        for name, value in vars(decisions).items()
+        if name.endswith("_Q") and value is not None
+    }
+    return replace(decisions, **arrays)
+
+
+def _folds(decisions: Decisions, store: Store, options: EngagementOptions, reward_days: float, seed: int) -> np.ndarray:
+    if options.test_from is None:
+        return person_folds(decisions.journey_Q, options.num_folds, seed)
+    start = parse_cutoff(options.test_from, store.schema.timezone)
+    known_Q = decisions.time_Q + round(reward_days * MICROSECONDS_PER_DAY) <= start
+    fold_Q = np.where(decisions.time_Q > start, 0, np.where(known_Q, TRAIN_ONLY, LEFT_OUT))
+    for fold, what in {0: "after", TRAIN_ONLY: "whose reward was known by"}.items():
+        if not (fold_Q == fold).any():
+            raise InputError(f"engagement.test_from={options.test_from}: no decision {what} then. Choose another date.")
+    return fold_Q
+
+
+def _logging(
+    data: DataSet,
+    decisions: Decisions,
+    features: FeatureTable,
+    action_Q: np.ndarray,
+    fold_Q: np.ndarray,
+    eligible_QA: np.ndarray,
+    seed: int,
+) -> tuple[np.ndarray, str]:
+    """Probabilities of all actions: by rule, else completed from those of the chosen ones, else fitted."""
+    assert data.decisions is not None
+    by_rule_QA = data.decisions.logging_QA(decisions)
+    known_Q = np.isfinite(decisions.propensity_Q)
+    if by_rule_QA is not None and (not known_Q.any() or _agrees(by_rule_QA, action_Q, decisions.propensity_Q)):
+        return by_rule_QA, LOGGED
+    if known_Q.any() and not known_Q.all():
+        raise InputError(
+            f"{int((~known_Q).sum()):,} of {len(known_Q):,} decisions lack a propensity. Give all of them, or none, in "
+            "which case they are fitted."
+        )
+    num_actions = eligible_QA.shape[1]
+    chance_QA = fitted_propensities(features.values_QX, action_Q, num_actions, fold_Q, decisions.journey_Q, seed=seed)
+    chance_QA = np.where(eligible_QA, chance_QA, 0.0)
+    chance_QA /= chance_QA.sum(axis=1, keepdims=True)
+    if not known_Q.any():
+        return chance_QA, FITTED
+    # The chosen action's own is known; the others share the rest as the fitted ones do.
+    rows = np.arange(len(action_Q))
+    chance_QA[rows, action_Q] = 0.0
+    rest_Q = np.maximum(chance_QA.sum(axis=1), 1e-12)
+    chance_QA *= ((1.0 - decisions.propensity_Q) / rest_Q)[:, None]
+    chance_QA[rows, action_Q] = decisions.propensity_Q
+    return chance_QA, PARTLY
+
+
+def _agrees(by_rule_QA: np.ndarray, action_Q: np.ndarray, propensity_Q: np.ndarray) -> bool:
+    return bool(np.allclose(by_rule_QA[np.arange(len(action_Q)), action_Q], propensity_Q, rtol=1e-3))

@@ -1,0 +1,211 @@
+"""Evaluate policies on cross-fitted decisions: values with intervals, diagnostics, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from constellation.policies import estimators
+from constellation.policies.best_constant import BestConstant
+from constellation.policies.cross_fit import Predictions, training_rows
+from constellation.policies.diagnostics import Diagnosis, diagnose
+from constellation.policies.intervals import Interval, bootstrap, difference, student
+from constellation.policies.log import Log
+from constellation.policies.logged import LoggedPolicy
+from constellation.policies.policy import Policy, Situation, abstention
+from constellation.policies.terms import Terms
+from constellation.policies.verdict import Verdict, joint, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOGGED, CONSTANT = "logged", "best_constant"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One policy on the judged rows. target_QA: its probabilities there."""
+
+    name: str
+    target_QA: np.ndarray
+    value_dr: Interval
+    value_snips: Interval
+    others: dict[str, float]
+    diagnosis: Diagnosis
+    abstention: float
+    over_logging: Verdict
+    over_constant: Verdict
+
+    @property
+    def answer(self) -> int:
+        """1 better than both references, -1 worse than either, else 0."""
+        return joint([self.over_logging, self.over_constant])
+
+    def numbers(self) -> dict[str, float]:
+        """By the names of ``metrics.json``, below ``policy/<name>/``."""
+        return {
+            "value_dr": self.value_dr.value,
+            "value_dr_low": self.value_dr.low,
+            "value_dr_high": self.value_dr.high,
+            "value_snips": self.value_snips.value,
+            "value_snips_low": self.value_snips.low,
+            "value_snips_high": self.value_snips.high,
+            **self.others,
+            "effective_sample_size": self.diagnosis.effective_sample_size,
+            "effective_sample_share": self.diagnosis.effective_sample_share,
+            "mean_weight": self.diagnosis.mean_weight,
+            "max_weight_share": self.diagnosis.max_weight_share,
+            "unsupported": self.diagnosis.unsupported,
+            "abstention": self.abstention,
+            "gain_over_logging": self.over_logging.gain,
+            "gain_over_logging_low": self.over_logging.low,
+            "gain_over_logging_high": self.over_logging.high,
+            "gain_over_best_constant": self.over_constant.gain,
+            "gain_over_best_constant_low": self.over_constant.low,
+            "gain_over_best_constant_high": self.over_constant.high,
+            "detectable_gain_over_best_constant": self.over_constant.detectable,
+            "verdict_over_logging": float(self.over_logging.answer),
+            "verdict_over_best_constant": float(self.over_constant.answer),
+            "verdict": float(self.answer),
+        }
+
+
+@dataclass
+class Experiment:
+    """Cross-fitted decisions, ready for any policy.
+
+    log: all rows; fold_Q: as in ``cross_fit``. Rows in no fold are learned from at most. ``predictions``,
+    ``features_QX`` are aligned with the log.
+    """
+
+    log: Log
+    fold_Q: np.ndarray
+    features_QX: np.ndarray
+    predictions: Predictions
+    noise: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.judged = np.flatnonzero(self.fold_Q >= 0)
+        self.folds = [int(fold) for fold in np.unique(self.fold_Q) if fold >= 0]
+        learned = self.fold_Q > -2
+        self.noise = float(self.log.reward_Q[learned].std())
+        self.judged_log = self.log.take(self.judged)
+        self.model_QA = self.predictions.expected_QA[self.judged]
+
+    def situation(self, rows: np.ndarray, members_MQA: np.ndarray, num_training: int) -> Situation:
+        return Situation(
+            self.log.actions,
+            members_MQA.mean(axis=0),
+            members_MQA,
+            self.noise,
+            self.log.eligible_QA[rows],
+            self.log.logging_QA[rows],
+            self.features_QX[rows],
+            num_training,
+        )
+
+    def target(self, policy: Policy) -> np.ndarray:
+        """Probabilities [judged, A]: for each fold the policy is learned from the other customers alone."""
+        target_QA = np.full(self.log.logging_QA.shape, np.nan)
+        for place, fold in enumerate(self.folds):
+            own = np.flatnonzero(self.fold_Q == fold)
+            learned = np.flatnonzero(training_rows(self.fold_Q, fold))
+            inner_QA = self.predictions.inner_KQA[place, learned]
+            before = self.log.take(learned)
+            policy.fit(
+                self.situation(learned, inner_QA[None], len(learned)),
+                estimators.scores(before, inner_QA),
+                before.customer_Q,
+            )
+            there = self.situation(own, self.predictions.members_MQA[:, own], len(learned))
+            target_QA[own] = policy.probabilities(there)
+        return target_QA[self.judged]
+
+    def doubly_robust(self, target_QA: np.ndarray) -> Terms:
+        return estimators.doubly_robust(self.judged_log, target_QA, self.model_QA)
+
+    def scores(self) -> np.ndarray:
+        """Doubly-robust scores [judged, A]."""
+        return estimators.scores(self.judged_log, self.model_QA)
+
+
+def evaluate_policies(
+    experiment: Experiment,
+    policies: Mapping[str, Policy],
+    *,
+    num_resamples: int = 500,
+    num_candidates: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, Evaluated]:
+    """All policies beside the logging policy and the best constant one, which are always there.
+
+    num_candidates: how many policies share the chance of a wrong claim; by default those given, the references aside.
+    """
+    everyone: dict[str, Policy] = {LOGGED: LoggedPolicy(), CONSTANT: BestConstant()}
+    everyone |= policies
+    log = experiment.judged_log
+    targets: dict[str, np.ndarray] = {}
+    for name, policy in everyone.items():
+        progress(name)
+        targets[name] = experiment.target(policy)
+    references = {name: experiment.doubly_robust(targets[name]) for name in (LOGGED, CONSTANT)}
+    paid = max(1, len(everyone) - 2) if num_candidates is None else num_candidates
+    evaluated = {}
+    for name, target_QA in targets.items():
+        terms, diagnosis = experiment.doubly_robust(target_QA), diagnose(log, target_QA)
+        over = {
+            against: judge(terms, reference, log.customer_Q, diagnosis, against=against, num_candidates=paid)
+            for against, reference in references.items()
+        }
+        snips = estimators.snips(log, target_QA)
+        shrunk, shrinkage = estimators.tuned(
+            lambda value, target_QA=target_QA: estimators.shrunk_doubly_robust(  # type: ignore[misc]
+                log, target_QA, experiment.model_QA, shrinkage=value
+            )
+        )
+        others = {
+            "value_direct": estimators.direct(log, target_QA, experiment.model_QA).value,
+            "value_ips": estimators.ips(log, target_QA).value,
+            "value_sndr": estimators.self_normalised_doubly_robust(log, target_QA, experiment.model_QA).value,
+            "value_dros": shrunk.value,
+            "dros_lambda": min(shrinkage, 1e9),
+        }
+        evaluated[name] = Evaluated(
+            name=name,
+            target_QA=target_QA,
+            value_dr=bootstrap(terms, log.customer_Q, num_resamples=num_resamples, seed=seed),
+            value_snips=bootstrap(snips, log.customer_Q, num_resamples=num_resamples, seed=seed),
+            others=others,
+            diagnosis=diagnosis,
+            abstention=abstention(target_QA, log.actions),
+            over_logging=over[LOGGED],
+            over_constant=over[CONSTANT],
+        )
+    return evaluated
+
+
+def compare(experiment: Experiment, left_QA: np.ndarray, right_QA: np.ndarray) -> Interval:
+    """What one policy earns more than another, paired, with a 95 % interval by customer."""
+    gained = difference(experiment.doubly_robust(left_QA), experiment.doubly_robust(right_QA))
+    return student(gained, experiment.judged_log.customer_Q)
+
+
+def table(evaluated: Mapping[str, Evaluated]) -> pd.DataFrame:
+    """One row per policy, with the verdicts in words; pandas."""
+    import pandas as pd
+
+    rows = []
+    for name, each in evaluated.items():
+        rows.append(
+            {"policy": name}
+            | each.numbers()
+            | {
+                "over_logging": f"{each.over_logging.word}: {each.over_logging.reason}",
+                "over_best_constant": f"{each.over_constant.word}: {each.over_constant.reason}",
+            }
+        )
+    return pd.DataFrame(rows)

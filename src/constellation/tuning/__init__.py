@@ -1,0 +1,1 @@
+"""Tuning: a search space, trials that train on the selection half of a study, and what came of them."""

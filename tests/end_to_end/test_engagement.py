@@ -1,0 +1,171 @@
+"""From a table of contacts to verdicts through the command line, on a world whose best policy is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from constellation.cli import main
+from constellation.errors import InputError
+from constellation.policies.cross_fit import cross_fit, fitted_propensities, person_folds
+from constellation.policies.outcomes import BoostedOutcome, RidgeOutcome
+
+DAY, START = 86_400_000_000, 1_700_000_000_000_000
+LOGGING = {"none": 0.5, "mail": 0.25, "call": 0.25}
+
+
+def write_world(folder: Path, effect: float, num_customers: int = 250, rounds: int = 6) -> None:
+    """Half of the customers browse a and like mail, half browse b and like calls; else rewards are alike."""
+    rng = np.random.default_rng(0)
+    events, decisions = [], []
+    for customer in range(num_customers):
+        likes = "a" if rng.random() < 0.5 else "b"
+        time = START + int(rng.integers(0, 5)) * DAY
+        for _ in range(rounds):
+            events += [(customer, time + int(rng.integers(1, DAY)), f"browse_{likes}", None) for _ in range(2)]
+            decided = time + 3 * DAY
+            action = str(rng.choice(list(LOGGING), p=list(LOGGING.values())))
+            decisions.append((customer, decided, action))
+            right = (action, likes) in (("mail", "a"), ("call", "b"))
+            events.append((customer, decided + DAY // 2, "purchase", float(rng.exponential(2)) + effect * right))
+            time = decided + 4 * DAY
+    times = pl.col(pl.Int64).exclude("customer_id").cast(pl.Datetime("us", "UTC"))
+    names = ["customer_id", "event_time", "event_type", "amount"]
+    pl.DataFrame(events, schema=names, orient="row").with_columns(times).write_parquet(folder / "events.parquet")
+    pl.DataFrame(decisions, schema=["customer_id", "decision_time", "action"], orient="row").with_columns(
+        times
+    ).write_parquet(folder / "decisions.parquet")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "data").mkdir(parents=True)
+    (tmp_path / "configs" / "data" / "contacts.yaml").write_text(
+        f"""_target_: constellation.journeys.dataset.DataSet
+name: contacts
+root: {tmp_path}
+cache: {tmp_path / "cache"}
+observed_until: null
+source:
+  _target_: constellation.journeys.sources.SqlSource
+  sql: SELECT * FROM '{{root}}/events.parquet'
+  decisions_sql: SELECT * FROM '{{root}}/decisions.parquet'
+schema:
+  _target_: constellation.schema.EventSchema
+windows:
+  _target_: constellation.journeys.windows.Windows
+  val_cutoff: "2023-12-01"
+  test_cutoff: "2023-12-10"
+  horizons_days: [3]
+decisions:
+  _target_: constellation.journeys.decisions.DecisionRule
+  kind: table
+  reward_days: 3
+  propensity: {{none: 0.5, default: 0.25}}
+"""
+    )
+    return tmp_path
+
+
+def run(*words: str) -> int:
+    return main([*words, "tracking=none"])
+
+
+def metrics(folder: str) -> dict[str, float]:
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+TRAIN = ("train", "objective=engagement", "data=contacts", "engagement.num_folds=2", "outcome=[ridge]")
+EVALUATE = ("evaluate", "policy=[greedy,pessimistic]", "num_resamples=50")
+
+
+def test_a_policy_that_is_better_is_found_better(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_world(world, effect=6.0)
+    small = ["encoder=gru", "encoder.width=8", "readout.width=8", "optimizer.lr=0.02", "training.max_epochs=3"]
+    assert run(*TRAIN, *small, "output=trained") == 0
+    fitted = metrics("trained")
+    assert fitted["outcome/model/r2_effects"] > 0.2
+    assert fitted["outcome/ridge/r2_effects"] > 0.2
+    assert run(*EVALUATE, "run=trained", "output=judged") == 0
+    found = metrics("judged")
+    for key in (
+        "value_dr", "value_dr_low", "value_dr_high", "value_snips", "effective_sample_size", "gain_over_logging_low",
+        "gain_over_best_constant_low", "verdict",
+    ):  # fmt: skip
+        assert f"policy/greedy/{key}" in found
+    # Mean reward 2 without effect; the right action adds 6, the best constant one 3 on average, the log 1.5.
+    assert found["policy/logged/value_dr"] == pytest.approx(3.5, abs=0.3)
+    assert found["policy/best_constant/value_dr"] == pytest.approx(5.0, abs=0.6)
+    assert found["policy/greedy/value_dr"] == pytest.approx(8.0, abs=0.8)
+    assert found["policy/greedy/verdict"] == 1
+    assert found["policy/greedy/gain_over_best_constant_low"] > 0
+    assert found["policy/logged/verdict"] <= 0
+    assert found["policy/logged/effective_sample_size"] == pytest.approx(fitted["engagement/num_decisions"])
+    assert found["uplift/mail/shown"] == 1
+    frame = pl.read_parquet("judged/predictions.parquet")
+    assert frame.columns == ["customer_id", "action", "expected", "lower", "eligible", "propensity", "cost"]
+    assert frame.height == 3 * frame["customer_id"].n_unique()
+    assert "better / better" in capsys.readouterr().out
+    # The other system of the same run, and one that is not there.
+    assert run(*EVALUATE, "run=trained", "system=ridge", "output=judged_ridge") == 0
+    assert metrics("judged_ridge")["policy/greedy/verdict"] == 1
+    assert run(*EVALUATE, "run=trained", "system=oracle", "output=judged_none") == 2
+    assert "it has model, ridge" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_nothing_is_claimed_in_the_mirror_world(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_world(world, effect=0.0)
+    late = ["engagement.sequence_model=false", "engagement.test_from=2023-12-03"]
+    assert run(*TRAIN, *late, "output=trained") == 0
+    assert run(*EVALUATE, "run=trained", "output=judged") == 0
+    found = metrics("judged")
+    assert all(found[f"policy/{name}/verdict"] <= 0 for name in ("greedy", "pessimistic"))
+    assert all(found[f"policy/{name}/verdict_over_logging"] == 0 for name in ("greedy", "pessimistic"))
+    assert "not shown" in capsys.readouterr().out
+    assert run(*TRAIN, "engagement.test_from=2030-01-01", "output=never") == 2
+    assert "no decision after then" in capsys.readouterr().err
+    assert run("train", "objective=[engagement,next_event]", "data=contacts", "output=both") == 2
+    assert "learned alone" in capsys.readouterr().err
+
+
+def test_cross_fitting_does_not_see_the_fold() -> None:
+    rng = np.random.default_rng(1)
+    num, logging_QA = 900, np.full((900, 3), 1 / 3)
+    features_QX, action_Q = rng.normal(size=(num, 4)), rng.integers(0, 3, num)
+    reward_Q = features_QX[:, 0] * (action_Q == 1) + rng.normal(size=num)
+    customer_Q = rng.integers(0, 150, num)
+    fold_Q = person_folds(customer_Q, 3, 0)
+    assert all(len(np.unique(fold_Q[customer_Q == customer])) == 1 for customer in np.unique(customer_Q))
+    for model in (RidgeOutcome(), BoostedOutcome(num_trees=5, effect_trees=5, min_samples_leaf=20)):
+
+        def fitted(rewards, model=model):
+            return cross_fit(
+                model,
+                features_QX,
+                action_Q,
+                rewards,
+                np.zeros((3, 0)),
+                customer_Q,
+                fold_Q,
+                logging_QA,
+                clip_quantile=0.99,
+            )
+
+        spoiled_Q = np.where(fold_Q == 0, 1e6, reward_Q)
+        before, after = fitted(reward_Q), fitted(spoiled_Q)
+        np.testing.assert_array_equal(before.members_MQA[:, fold_Q == 0], after.members_MQA[:, fold_Q == 0])
+        np.testing.assert_array_equal(before.inner_KQA[0], after.inner_KQA[0])
+        assert not np.allclose(before.members_MQA[:, fold_Q == 1], after.members_MQA[:, fold_Q == 1])
+        assert np.isfinite(before.members_MQA).all()
+    only = np.where(fold_Q == 0, 2, action_Q % 2)
+    with pytest.raises(InputError, match="seen in the test part alone"):
+        cross_fit(RidgeOutcome(), features_QX, only, reward_Q, np.zeros((3, 0)), customer_Q, fold_Q, logging_QA)
+    chance_QA = fitted_propensities(features_QX, (features_QX[:, 0] > 0).astype(int), 2, fold_Q, customer_Q)
+    assert chance_QA[features_QX[:, 0] > 0.5, 1].mean() > 0.9
+    np.testing.assert_allclose(chance_QA.sum(axis=1), 1.0)
