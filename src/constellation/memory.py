@@ -30,6 +30,20 @@ def resident_memory_gib() -> float:
     return float(psutil.Process().memory_info().rss) / 2**30
 
 
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the allocator is glibc's; elsewhere it does so by itself.
+
+    Batches differ in size, and what one frees between two others is kept, in ever smaller pieces: without this a
+    training of 16 epochs grew from 1 to 5 GiB, 4 of them free. Takes some milliseconds.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def available_memory_gib() -> float:
     """Memory that this process may still take without swapping, in GiB: the machine's, or less in a container."""
     import psutil

@@ -43,6 +43,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 ENCODERS = {
     "bag": "constellation.encoders.bag.Bag",
     "gru": "constellation.encoders.gru.Gru",
+    "hstu": "constellation.encoders.hstu.Hstu",
     "transformer": "constellation.encoders.transformer.Transformer",
 }
 FAMILIES = ("Ziln", "Quantiles")

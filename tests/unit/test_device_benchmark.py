@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from constellation.commands.benchmarks import device as of_device
-from constellation.commands.benchmarks.device import GROUPS, Interval, group_of, shares, simulate_films, task_of
+from constellation.commands.benchmarks.device import GROUPS, Interval, busy, group_of, shares, simulate_films, task_of
 from constellation.commands.benchmarks.throughput_ceiling import operations_per_event
 from constellation.errors import InputError
 from constellation.training.options import TrainingOptions
@@ -40,7 +40,7 @@ def test_shares_add_up_and_no_moment_counts_twice() -> None:
         Interval("memcpy", 50, 80),  # beside the product on another stream: 20 of it count
         Interval("gelu", 55, 58),  # hidden altogether
     ]
-    found = shares(intervals, 100.0)
+    found = shares(busy(intervals), 100.0)
     assert found == pytest.approx(
         {
             "attention": 0.1,
@@ -51,8 +51,8 @@ def test_shares_add_up_and_no_moment_counts_twice() -> None:
             "waiting": 0.4,
         }
     )
-    assert shares([Interval("gelu", 0, 30)], 20.0)["elementwise"] == 1.0
-    assert shares([], 20.0)["waiting"] == 1.0
+    assert shares(busy([Interval("gelu", 0, 30)]), 20.0)["elementwise"] == 1.0
+    assert shares({}, 20.0)["waiting"] == 1.0
 
 
 def test_the_films_are_like_films() -> None:

@@ -99,7 +99,8 @@ def killed_again_and_again(folder: Path, options: Any, moments: random.Random, l
     while True:
         child = fork.Process(target=run, args=(folder, options))
         child.start()
-        child.join(moments.uniform(0.0, longest_seconds))
+        # Longer each time: on a slow machine a child of half a second would never get further than the last one.
+        child.join(moments.uniform(0.0, longest_seconds * (1 + kills / 4)))
         if child.exitcode is None:
             os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
             child.join()
@@ -107,6 +108,7 @@ def killed_again_and_again(folder: Path, options: Any, moments: random.Random, l
             return kills
         assert child.exitcode == -signal.SIGKILL
         kills += 1
+        longest_seconds *= 1.2  # on a busy machine nothing would ever come to its end
 
 
 @pytest.mark.parametrize("options", [EVERY_STEP, BY_EPOCHS], ids=["within epochs", "by epochs"])

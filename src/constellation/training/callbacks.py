@@ -13,7 +13,7 @@ import torch
 from constellation.journeys.batch import JourneyBatch
 from constellation.journeys.prefetch import Prefetched
 from constellation.journeys.ranks import RankBatches
-from constellation.memory import peak_memory_gib
+from constellation.memory import give_back_memory, peak_memory_gib
 from constellation.metrics.names import shortfall
 from constellation.model import JourneyModel
 
@@ -120,6 +120,7 @@ class Selection(L.Callback):
                 row |= self._judge(trainer, model)
             self.history.append(row)
             self.report(row)
+        give_back_memory()
         if trainer.world_size > 1:
             trainer.should_stop = bool(trainer.strategy.broadcast(trainer.should_stop))
 

@@ -10,7 +10,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,20 +163,23 @@ def group_of(name: str) -> str:
     return next((group for group, parts in PATTERNS if any(part in lower for part in parts)), ELEMENTWISE)
 
 
-def shares(intervals: Sequence[Interval], wall_us: float) -> dict[str, float]:
-    """Share of ``wall_us`` by group; waiting is when nothing of the device was at work. They add up to 1.
-
-    Where two streams are at work at once the moment counts for the one that began first.
-    """
-    found = dict.fromkeys(GROUPS, 0.0)
+def busy(intervals: Sequence[Interval]) -> dict[str, float]:
+    """Microseconds by group. Where two streams are at work at once the moment counts for the one that began first."""
+    found: dict[str, float] = {}
     until = -float("inf")
     for each in sorted(intervals, key=lambda interval: interval.start):
-        found[group_of(each.name)] += max(each.end - max(each.start, until), 0.0)
+        group = group_of(each.name)
+        found[group] = found.get(group, 0.0) + max(each.end - max(each.start, until), 0.0)
         until = max(until, each.end)
-    busy = sum(found.values())
-    wall_us = max(wall_us, busy)  # the clocks of host and device differ a little
-    found[WAITING] = wall_us - busy
-    return {group: us / max(wall_us, 1e-9) for group, us in found.items()}
+    return found
+
+
+def shares(busy_us: Mapping[str, float], wall_us: float) -> dict[str, float]:
+    """Share of ``wall_us`` by group; waiting is when nothing was at work. They add up to 1."""
+    worked = sum(busy_us.values())
+    wall_us = max(wall_us, worked, 1e-9)  # the clocks of host and device differ a little
+    found = {group: busy_us.get(group, 0.0) / wall_us for group in GROUPS}
+    return found | {WAITING: (wall_us - worked) / wall_us}
 
 
 def _measured(
@@ -304,14 +307,17 @@ def _seconds(run: Callable[[], object], device: torch.device, number: int) -> It
         yield before.elapsed_time(after) / 1000
 
 
-def _profiled(loop: Loop, device: torch.device, num_steps: int) -> tuple[list[Interval], float]:
-    """What was at work during ``num_steps`` steps, and how long they took, in microseconds."""
+def _profiled(loop: Loop, device: torch.device, num_steps: int) -> tuple[dict[str, float], float]:
+    """Microseconds at work by group during ``num_steps`` steps, and microseconds that these took.
+
+    On a GPU of kernels; on a CPU of operators of this thread without the operators that they call, so that attention
+    made of plain products counts as products.
+    """
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = device.type == "cuda"
-    kind = DeviceType.CUDA if on_gpu else DeviceType.CPU
     activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     with profile(activities=activities) as found:
         start = time.perf_counter()
@@ -320,14 +326,18 @@ def _profiled(loop: Loop, device: torch.device, num_steps: int) -> tuple[list[In
         if on_gpu:
             torch.cuda.synchronize()
         wall_us = 1e6 * (time.perf_counter() - start)
-    intervals = []
-    for event in found.events() or []:
-        if event.device_type != kind:
-            continue
-        # On a CPU operators call operators: the innermost one works.
-        if on_gpu or not event.cpu_children:
-            intervals.append(Interval(event.name, event.time_range.start, event.time_range.end))
-    return intervals, wall_us
+    events = list(found.events() or [])
+    if on_gpu:
+        # Annotations span the kernels of a whole function.
+        kernels = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+        return busy([Interval(each.name, each.time_range.start, each.time_range.end) for each in kernels]), wall_us
+    spent: dict[str, float] = {}
+    thread = next((event.thread for event in events if event.name.startswith("Optimizer.step")), None)
+    for event in events:
+        if event.thread == thread:
+            group = group_of(event.name)
+            spent[group] = spent.get(group, 0.0) + event.self_cpu_time_total
+    return spent, wall_us
 
 
 def _device(accelerator: str) -> torch.device:

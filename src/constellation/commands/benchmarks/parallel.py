@@ -75,7 +75,7 @@ def benchmark_parallel(
     return rows
 
 
-def print_parallel(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     print(f"{rows[0]['data']}: events/s of {rows[0]['num_processes']} one-thread processes, medians")
     print(f"{'encoder':<14}{'apart':>10}{'together':>10}{'ratio':>8}  [fastest and slowest repeat]")
     for row in rows:
@@ -83,7 +83,7 @@ def print_parallel(rows: Sequence[Mapping[str, Any]]) -> None:
         print(f"{row['encoder']:<14}{row['apart']:>10,.0f}{row['together']:>10,.0f}{row['ratio']:>8.2f}  {span}")
 
 
-def metrics_of_parallel(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """``parallel/<encoder>/<metric>``."""
     names = ("apart", "together", "ratio", "ratio_min", "ratio_max")
     return {f"parallel/{row['encoder']}/{name}": float(row[name]) for row in rows for name in names}

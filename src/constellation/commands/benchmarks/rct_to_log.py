@@ -6,7 +6,7 @@ METHODS 4.6, H3. Works on any data set whose decisions were randomised with know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +81,32 @@ def rct_to_log(
         for name, replicates in found.items():
             rows.append(_summary(strength, name, float(rule_QA.min()), truth[name], replicates))
     return rows
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    print(
+        f"{'':<24}{'effective':>10}{'naive':>10}{'IPS':>10}{'SNIPS':>10}{'direct':>10}{'DR':>10}{'DR':>10}{'held':>8}"
+    )
+    print(
+        f"{'strength, policy':<24}{'sample':>10}{'bias':>10}{'rmse':>10}{'rmse':>10}{'bias':>10}{'rmse':>10}"
+        f"{'covers':>10}{'back':>8}"
+    )
+    for row in rows:
+        errors = "".join(f"{row[name]:>10.4f}" for name in ("ips_rmse", "snips_rmse", "dm_bias", "dr_rmse"))
+        print(
+            f"{row['strength']:<5g}{row['policy']:<19}{row['effective_sample_share']:>10.1%}{row['naive_bias']:>10.4f}"
+            f"{errors}{row['dr_coverage']:>10.1%}{row['gated']:>8.0%}"
+        )
+
+
+def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``rct_to_log/<strength>/<policy>/<metric>``, every column of the table that is a number."""
+    return {
+        f"rct_to_log/{row['strength']:g}/{row['policy']}/{name}": float(value)
+        for row in rows
+        for name, value in row.items()
+        if name not in ("strength", "policy")
+    }
 
 
 def business_scores(features_QX: np.ndarray, num_actions: int, seed: int) -> np.ndarray:
