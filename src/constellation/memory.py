@@ -44,6 +44,31 @@ def give_back_memory() -> None:
             trim(0)
 
 
+class FreedMemory:
+    """Gives freed memory back within a long epoch: when the process has grown by a quarter since it had settled.
+
+    Not after every step, for a step would ask for the pages again at once, which costs more than a tenth of it.
+    """
+
+    SETTLING_STEPS, GROWTH, AT_LEAST_GIB = 16, 1.25, 0.1
+
+    def __init__(self) -> None:
+        self._step, self._settled_gib = 0, 0.0
+
+    def after_step(self) -> bool:
+        """Whether memory was given back; resident memory then settles anew."""
+        now = resident_memory_gib()
+        self._step += 1
+        if self._step <= self.SETTLING_STEPS:
+            self._settled_gib = max(self._settled_gib, now)
+            return False
+        if now <= self.GROWTH * self._settled_gib + self.AT_LEAST_GIB:
+            return False
+        give_back_memory()
+        self._step, self._settled_gib = 0, 0.0
+        return True
+
+
 def available_memory_gib() -> float:
     """Memory that this process may still take without swapping, in GiB: the machine's, or less in a container."""
     import psutil

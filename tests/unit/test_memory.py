@@ -5,7 +5,14 @@ import sys
 import numpy as np
 import pytest
 
-from constellation.memory import available_memory_gib, give_back_memory, peak_memory_gib, resident_memory_gib
+from constellation import memory
+from constellation.memory import (
+    FreedMemory,
+    available_memory_gib,
+    give_back_memory,
+    peak_memory_gib,
+    resident_memory_gib,
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told")
@@ -19,3 +26,19 @@ def test_freed_memory_goes_back_to_the_system():
     assert resident_memory_gib() < grown - 0.3
     assert peak_memory_gib() >= grown - 0.05
     assert available_memory_gib() > 0
+
+
+def test_memory_is_given_back_once_it_has_grown_beyond_where_it_settled(monkeypatch):
+    resident, given = [1.0], []
+    monkeypatch.setattr(memory, "resident_memory_gib", lambda: resident[0])
+    monkeypatch.setattr(memory, "give_back_memory", lambda: given.append(resident[0]))
+    freed = FreedMemory()
+    for _ in range(FreedMemory.SETTLING_STEPS):
+        assert not freed.after_step()
+    resident[0] = 1.34  # not beyond 1.25 x 1 + 0.1
+    assert not freed.after_step()
+    resident[0] = 1.36
+    assert freed.after_step()
+    assert given == [1.36]
+    # It settles anew, so that a larger step is not answered with giving back after every step.
+    assert not any(freed.after_step() for _ in range(5 * FreedMemory.SETTLING_STEPS))

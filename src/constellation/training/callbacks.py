@@ -13,7 +13,7 @@ import torch
 from constellation.journeys.batch import JourneyBatch
 from constellation.journeys.prefetch import Prefetched
 from constellation.journeys.ranks import RankBatches
-from constellation.memory import give_back_memory, peak_memory_gib
+from constellation.memory import FreedMemory, give_back_memory, peak_memory_gib
 from constellation.metrics.names import shortfall
 from constellation.model import JourneyModel
 
@@ -147,6 +147,16 @@ class Selection(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+
+
+class GiveBack(L.Callback):
+    """Freed memory goes back to the system: see ``memory.FreedMemory``."""
+
+    def __init__(self) -> None:
+        self._freed = FreedMemory()
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        self._freed.after_step()
 
 
 class Stop(L.Callback):

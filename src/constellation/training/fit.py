@@ -20,7 +20,7 @@ from constellation.journeys.sampling import TrainingBatches
 from constellation.kernels.products import FLOAT32, measured_choice
 from constellation.model import JourneyModel
 from constellation.training import ranks
-from constellation.training.callbacks import EpochBatches, Progress, Selection, Stop, peak_device_gib
+from constellation.training.callbacks import EpochBatches, GiveBack, Progress, Selection, Stop, peak_device_gib
 from constellation.training.checkpoints import CheckpointFiles, Checkpoints, newest_whole
 from constellation.training.feeding import fed, makes_ahead
 from constellation.training.footprint import check_memory
@@ -183,7 +183,7 @@ def _trained(
     checkpoints = Checkpoints(
         phase.folder, every_steps=options.checkpoint_every_steps, every_minutes=options.checkpoint_every_minutes
     )
-    trainer = _trainer(phase, place, [selection, *callbacks, *progress, Stop(phase.num_steps), checkpoints])
+    trainer = _trainer(phase, place, [selection, *callbacks, *progress, GiveBack(), Stop(phase.num_steps), checkpoints])
     device = trainer.strategy.root_device
     data.batches.batches = fed(phase.batches, device, options)
     data.ahead_on = device if makes_ahead(device, options) else None
