@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from constellation.cli import main
+from tests.helpers import console_environment
 
 DATA = [
     "data=spenders", "data.source.arguments.num_customers=250", "origins=[2024-07-31,2024-09-30]",
@@ -38,9 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def surroundings(folder: Path) -> dict[str, str]:
-    away = ("MLFLOW_", "CONSTELLATION_", "RANK", "LOCAL_RANK")
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(away)}
-    return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return console_environment()
 
 
 def console(*words: str) -> list[str]:

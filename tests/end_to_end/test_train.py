@@ -28,6 +28,7 @@ import yaml
 from constellation.cli import main
 from constellation.schema import CUSTOMER_ID, EVENT_TIME, PRODUCT
 from constellation.worlds.spenders import SpendersWorld
+from tests.helpers import console_environment
 
 MARK = "zq7xvk"
 """Every customer id begins so."""
@@ -95,9 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def surroundings(folder: Path) -> dict[str, str]:
     """The environment of a console in ``folder``: nothing of the tester's own settings leaks in."""
-    away = ("MLFLOW_", "CONSTELLATION_", "RANK", "LOCAL_RANK")
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(away)}
-    return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return console_environment()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import yaml
 
 from constellation.cli import main
 from constellation.journeys.splits import Splits
+from tests.helpers import console_environment
 
 SPACE = (
     "search.parameters=[{name:optimizer.lr,low:0.0005,high:0.02,log:true},{name:readout.width,choices:[4,8]},"
@@ -31,9 +31,7 @@ SECONDS = 400
 
 @pytest.fixture
 def surroundings() -> dict[str, str]:
-    away = ("MLFLOW_", "CONSTELLATION_", "RANK", "LOCAL_RANK")
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(away)}
-    return kept | {"OMP_NUM_THREADS": "1"}
+    return console_environment()
 
 
 def console(*words: str) -> list[str]:

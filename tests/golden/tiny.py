@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
 
 from constellation.journeys.batch import Gatherer, JourneyBatch
+from constellation.journeys.sampling import TrainingBatches
 from constellation.journeys.store import MICROSECONDS_PER_DAY, MONEY_SCALE, Manifest, Store
 from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import Queries, ask
@@ -69,6 +71,15 @@ def tiny_store(seed: int = 0, lengths: tuple[int, ...] = LENGTHS) -> Store:
         purchase_N=purchase_N,
         amount_sum_N=np.concatenate([[0], np.cumsum(whole)]),
         purchase_sum_N=np.concatenate([[0], np.cumsum(purchase_N)]),
+    )
+
+
+def tiny_batches(**changes: Any) -> TrainingBatches:
+    """Batches for training, two journeys each; ``changes``: other options of TrainingBatches."""
+    store = tiny_store()
+    options = {"cutoffs_per_journey": 4, "max_journeys": 2, "before_first_share": 0.3} | changes
+    return TrainingBatches(
+        Gatherer(store, tiny_vocabulary(store)), np.arange(store.num_customers), KNOWN_UNTIL, HORIZONS_DAYS, **options
     )
 
 

@@ -21,11 +21,10 @@ from constellation.building import build_model
 from constellation.commands.benchmarks.device import GROUPS, benchmark_device
 from constellation.encoders.attention import has_varlen_kernel
 from constellation.encoders.hstu import looked_up
-from constellation.journeys.batch import Gatherer, JourneyBatch
+from constellation.journeys.batch import JourneyBatch
 from constellation.journeys.device_gather import DeviceGatherer
 from constellation.journeys.packing import map_tensors
 from constellation.journeys.prefetch import Prefetched
-from constellation.journeys.sampling import TrainingBatches
 from constellation.kernels.attention import reference_attention, varlen_attention
 from constellation.kernels.bands import bands_of
 from constellation.kernels.compiled import compiled
@@ -33,7 +32,7 @@ from constellation.kernels.cross_entropy import log_sum_exp_total
 from constellation.model import JourneyModel
 from constellation.training.learner import Learner
 from constellation.training.options import TrainingOptions
-from tests.golden.tiny import HORIZONS_DAYS, KNOWN_UNTIL, steady_parameters, tiny_store, tiny_vocabulary
+from tests.golden.tiny import HORIZONS_DAYS, steady_parameters, tiny_batches, tiny_vocabulary
 from tests.unit.test_feeding import losses, trained
 
 on_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -105,22 +104,9 @@ def test_biases_that_are_looked_up_have_their_gradient(device: str) -> None:
     assert_near(left, right, 1e-4)
 
 
-def batches_of(max_journeys: int = 3) -> TrainingBatches:
-    store = tiny_store()
-    return TrainingBatches(
-        Gatherer(store, tiny_vocabulary(store)),
-        np.arange(store.num_customers),
-        KNOWN_UNTIL,
-        HORIZONS_DAYS,
-        cutoffs_per_journey=4,
-        max_journeys=max_journeys,
-        before_first_share=0.3,
-    )
-
-
 @on_device
 def test_batches_cut_on_the_device_and_made_ahead_are_those_of_the_host(device: str) -> None:
-    plain, resident = batches_of(), batches_of()
+    plain, resident = tiny_batches(max_journeys=3), tiny_batches(max_journeys=3)
     where = torch.device(device, 0) if device == "cuda" else torch.device(device)
     resident.gatherer = DeviceGatherer.of(plain.gatherer, where)
     for found, expected in zip(Prefetched(iter(resident), where), plain, strict=True):
@@ -208,7 +194,7 @@ GPU each has another way."""
 def test_only_the_kernels_of_the_cpu_read_values(encoder: str) -> None:
     """Nothing else of a step asks a tensor for a value: neither batch, nor readout, nor objectives, nor learner."""
     learner, optimizer = learner_of(encoder, "cpu")
-    batches = list(batches_of())
+    batches = list(tiny_batches(max_journeys=3))
     step(learner, optimizer, batches[0], 0)
     with Waits() as waits:
         loss = learner.training_step(batches[1], 1)
@@ -232,7 +218,7 @@ def waiting_is_an_error() -> Iterator[None]:
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_step_never_waits_for_the_device(encoder: str, resident: bool) -> None:
     learner, optimizer = learner_of(encoder, "cuda")
-    batches = batches_of()
+    batches = tiny_batches(max_journeys=3)
     if resident:
         batches.gatherer = DeviceGatherer.of(batches.gatherer, torch.device("cuda", 0))
     for number, batch in enumerate(batches):  # libraries are loaded and memory is taken at the first steps
@@ -272,7 +258,7 @@ def test_losses_in_half_precision_are_near(encoder: str) -> None:
     learner, _ = learner_of(encoder, "cpu")
     model = steady_parameters(learner.model)
     assert isinstance(model, JourneyModel)
-    batch = next(iter(batches_of(8)))
+    batch = next(iter(tiny_batches(max_journeys=8)))
     with torch.no_grad():
         expected = {name: loss.mean for name, loss in model.loss(batch).items()}
     there = copy.deepcopy(model).to("cuda")

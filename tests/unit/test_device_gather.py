@@ -16,12 +16,11 @@ from constellation.journeys.batch import Gatherer, JourneyBatch
 from constellation.journeys.device_gather import DeviceGatherer, device_bytes
 from constellation.journeys.packing import map_tensors
 from constellation.journeys.prefetch import DEPTH, Prefetched
-from constellation.journeys.sampling import TrainingBatches
 from constellation.journeys.store import Store
 from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import ask
 from constellation.schema import EventSchema
-from tests.golden.tiny import HORIZONS_DAYS, KNOWN_UNTIL, tiny_batch, tiny_store, tiny_vocabulary
+from tests.golden.tiny import tiny_batch, tiny_batches, tiny_store, tiny_vocabulary
 from tests.helpers import (
     assert_same_tensors,
     at,
@@ -85,22 +84,9 @@ def test_the_bytes_on_the_device_are_foretold() -> None:
     assert sum(column.nbytes for column in columns) == device_bytes(store, resident.vocabulary)
 
 
-def batches_of(epoch: int = 0) -> TrainingBatches:
-    store = tiny_store()
-    return TrainingBatches(
-        Gatherer(store, tiny_vocabulary(store)),
-        np.arange(store.num_customers),
-        KNOWN_UNTIL,
-        HORIZONS_DAYS,
-        max_journeys=2,
-        epoch=epoch,
-        before_first_share=0.3,
-    )
-
-
 def test_batches_made_ahead_are_the_same_in_the_same_order() -> None:
-    ahead = Prefetched(iter(batches_of()), CPU)
-    pairs = list(itertools.zip_longest(ahead, batches_of()))
+    ahead = Prefetched(iter(tiny_batches()), CPU)
+    pairs = list(itertools.zip_longest(ahead, tiny_batches()))
     assert len(pairs) > 2
     for found, expected in pairs:
         assert_same_batches(found, expected)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,32 +13,17 @@ from constellation.building import build_model
 from constellation.encoders.hstu import _spread_sums
 from constellation.encoders.transformer import normed_linear
 from constellation.errors import InputError
-from constellation.journeys.batch import Gatherer
 from constellation.journeys.device_gather import DeviceGatherer, device_bytes
-from constellation.journeys.sampling import TrainingBatches
 from constellation.kernels import compiled as compiling
 from constellation.kernels.compiled import compiled, row_wise
 from constellation.kernels.products import BFLOAT16, products_in
 from constellation.training.feeding import fed, lies_on, makes_ahead
 from constellation.training.fit import Fitted, fit
 from constellation.training.options import TrainingOptions
-from tests.golden.tiny import HORIZONS_DAYS, KNOWN_UNTIL, tiny_store, tiny_vocabulary
+from tests.golden.tiny import HORIZONS_DAYS, tiny_batches
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
-
-
-def batches_of() -> TrainingBatches:
-    store = tiny_store()
-    return TrainingBatches(
-        Gatherer(store, tiny_vocabulary(store)),
-        np.arange(store.num_customers),
-        KNOWN_UNTIL,
-        HORIZONS_DAYS,
-        cutoffs_per_journey=4,
-        max_journeys=2,
-        before_first_share=0.3,
-    )
 
 
 def trained(folder: Path, *, dropout: float = 0.1, **options: Any) -> Fitted:
@@ -55,7 +39,7 @@ def trained(folder: Path, *, dropout: float = 0.1, **options: Any) -> Fitted:
             "next_event": {"_target_": "constellation.objectives.next_event.NextEvent", "width": 4},
         },
     }
-    batches = batches_of()
+    batches = tiny_batches()
     torch.manual_seed(0)
     given = {"max_epochs": 2, "accelerator": "cpu", "products": "float32"} | options
     model = build_model(config, batches.gatherer.vocabulary, HORIZONS_DAYS)
@@ -79,7 +63,7 @@ def test_a_training_is_the_same_however_it_is_fed(options: dict[str, Any], tmp_p
 
 
 def test_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches, auto = batches_of(), TrainingOptions()
+    batches, auto = tiny_batches(), TrainingOptions()
     assert fed(batches, CPU, auto) is batches
     assert not makes_ahead(CPU, auto) and makes_ahead(CUDA, auto)
     assert makes_ahead(CPU, TrainingOptions(prefetch=True)) and not makes_ahead(CUDA, TrainingOptions(prefetch=False))

@@ -76,10 +76,10 @@ def has_varlen_kernel(qkv_NG: Tensor, heads: int) -> bool:
 def turns(batch: JourneyBatch, head_width: int, *, time: bool = True) -> Tensor:
     """Rotary embedding (Su et al. 2021) of position and of time: unit complex numbers [N, head_width / 2].
 
-    Half of the pairs of dimensions turn
-    with the position, half with the days since the journey began, at periods from 2 to 2000 days; a query and a key
-    then see only their distance in events and in days, without a matrix of biases. Without ``time`` all turn with the
-    position. Turns are counted in float64, where 2000 days at the fastest keep their digits, and whole ones dropped.
+    Half of the pairs of dimensions turn with the position, half with the days since the journey began, at periods from
+    2 to 2000 days; a query and a key then see only their distance in events and in days, without a matrix of biases.
+    Without ``time`` all turn with the position. Turns are counted in float64, where 2000 days at the fastest keep their
+    digits, and whole ones dropped.
     """
     pairs = head_width // 2
     num_time = pairs // 2 if time else 0

@@ -15,7 +15,7 @@ from constellation.encoders.events import EMBEDDING_STD, EventEmbedding
 from constellation.errors import InputError
 from constellation.kernels import products
 from constellation.kernels.products import linear
-from constellation.kernels.residual import gated_residual
+from constellation.kernels.residual import GATE_START, gated_residual
 
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
@@ -34,8 +34,8 @@ QUERY_BLOCK = 256
 """Longer journeys take their queries so many at a time and make the scores again in the backward pass, so that memory
 grows with the length and not with its square."""
 
-GATE_START = 0.1
 COPIES = 1024
+"""Of a table of biases on a GPU, so that sums into one cell seldom wait for each other."""
 
 
 class Hstu(Encoder):

@@ -14,14 +14,11 @@ from constellation.encoders.events import EMBEDDING_STD, EventEmbedding
 from constellation.errors import InputError
 from constellation.kernels.compiled import row_wise
 from constellation.kernels.products import linear
-from constellation.kernels.residual import gated_residual
+from constellation.kernels.residual import GATE_START, gated_residual
 
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
     from constellation.journeys.vocabulary import Vocabulary
-
-GATE_START = 0.1
-"""Near zero, so that 16 layers start close to the identity; not zero, or a branch would see no gradient at first."""
 
 
 class Transformer(Encoder):

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from constellation.kernels import products
+from constellation.kernels.products import filled
 
 BLOCK = 4096
 """Values of the vocabulary at a time: their embeddings and gradients, and the logits of a chunk, stay in the cache."""
@@ -79,7 +79,7 @@ class _LogSumExpTotal(torch.autograd.Function):
             if device.type == "cpu":
                 # Rows of zeros after the last, so that shapes are few: see kernels/products.py.
                 chunk = min(chunk, 1 << max(num_rows - 1, 15).bit_length())
-                query, query_RD, weight_R1 = (_filled(each, chunk) for each in (query, query_RD, weight_R1))
+                query, query_RD, weight_R1 = (filled(each, chunk) for each in (query, query_RD, weight_R1))
             grad_query = torch.empty(query_RD.shape, dtype=torch.float32, device=device)
             for start in range(0, len(query), chunk):
                 rows = slice(start, start + chunk)
@@ -104,10 +104,6 @@ class _LogSumExpTotal(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _filled(rows_RD: Tensor, chunk: int) -> Tensor:
-    return functional.pad(rows_RD, (0, 0, 0, -len(rows_RD) % chunk))
 
 
 class _Output:

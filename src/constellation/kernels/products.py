@@ -89,7 +89,7 @@ class _Linear(torch.autograd.Function):
         bias = None if bias_O is None else bias_O.bfloat16()
         for rows in row_blocks(len(x)):
             block = x[rows]
-            result = _product(_filled(block), weight.t(), bias, out[rows] if _is_whole(block) else None)
+            result = _product(filled(block), weight.t(), bias, out[rows] if _is_whole(block) else None)
             if not _is_whole(block):
                 out[rows] = result[: len(block)]
         return out
@@ -102,11 +102,11 @@ class _Linear(torch.autograd.Function):
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32)
         for rows in row_blocks(len(x)):
-            block, filled = grad[rows], _filled(grad[rows])
-            grad_weight += torch.mm(filled.t(), _filled(x[rows]))
+            block, whole = grad[rows], filled(grad[rows])
+            grad_weight += torch.mm(whole.t(), filled(x[rows]))
             if grad_x is None:
                 continue
-            result = _product(filled, weight, None, grad_x[rows] if _is_whole(block) else None)
+            result = _product(whole, weight, None, grad_x[rows] if _is_whole(block) else None)
             if not _is_whole(block):
                 grad_x[rows] = result[: len(block)]
         grad_bias = grad.sum(0, dtype=torch.float32) if has_bias else None
@@ -121,9 +121,10 @@ def _is_whole(block: Tensor) -> bool:
     return len(block) % ROW_GRAIN == 0
 
 
-def _filled(block: Tensor) -> Tensor:
-    """The rows with rows of zeros after them, up to a multiple of the grain."""
-    return block if _is_whole(block) else functional.pad(block, (0, 0, 0, -len(block) % ROW_GRAIN))
+def filled(rows_RK: Tensor, grain: int = ROW_GRAIN) -> Tensor:
+    """The rows and rows of zeros after them, up to a multiple of the grain; where none are missing, the same tensor."""
+    missing = -len(rows_RK) % grain
+    return functional.pad(rows_RK, (0, 0, 0, missing)) if missing else rows_RK
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:

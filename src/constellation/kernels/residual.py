@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from constellation.kernels.dropout import keep_mask
 
+GATE_START = 0.1
+"""Near zero, so that 16 layers start close to the identity; not zero, or a branch would see no gradient at first."""
+
 
 def gated_residual(x_ND: Tensor, branch_ND: Tensor, gate_D: Tensor, dropout: float) -> Tensor:
     """x + gate * dropout(branch), float32 where ``x_ND`` is; ``dropout`` is 0 outside training.

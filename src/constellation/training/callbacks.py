@@ -120,7 +120,6 @@ class Selection(L.Callback):
                 row |= self._judge(trainer, model)
             self.history.append(row)
             self.report(row)
-        give_back_memory()
         if trainer.world_size > 1:
             trainer.should_stop = bool(trainer.strategy.broadcast(trainer.should_stop))
 
@@ -157,6 +156,9 @@ class GiveBack(L.Callback):
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self._freed.after_step()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        give_back_memory()
 
 
 class Stop(L.Callback):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from constellation.commands.benchmarks.child import measured_in_child
 from constellation.errors import InputError
 from constellation.memory import peak_memory_gib
 
@@ -141,11 +141,8 @@ SYSTEMS: dict[str, Callable[[Path, Path], None]] = {
 def _in_process(system: str, source: Path, folder: Path) -> dict[str, Any]:
     """Seconds (imports of the libraries not counted) and peak resident memory of one system in a fresh process."""
     with tempfile.TemporaryDirectory(dir=folder) as target:
-        command = [sys.executable, "-m", MODULE, system, str(source), target]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"The benchmark of {system} failed:\n{done.stderr}")
-    return {"system": system, **json.loads(done.stdout.splitlines()[-1])}
+        found = measured_in_child(MODULE, system, str(source), target, what=f"The benchmark of {system}")
+    return {"system": system, **found}
 
 
 def _main(system: str, source: str, folder: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -11,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from constellation.commands.benchmarks.child import measured_in_child
 from constellation.errors import InputError
 
 MODULE = "constellation.commands.benchmarks.recommend"  # not __name__, which is __main__ in the process it starts
@@ -81,11 +81,7 @@ def limits(num_customers: int) -> dict[str, Any]:
 
 def _in_process(num_customers: int, solver: str, folder: Path) -> dict[str, Any]:
     """Seconds (imports of the libraries not counted) and peak resident memory of the command in a fresh process."""
-    command = [sys.executable, "-m", MODULE, str(num_customers), solver, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"The benchmark of recommend failed:\n{done.stderr}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return measured_in_child(MODULE, str(num_customers), solver, str(folder), what="The benchmark of recommend")
 
 
 def _main(num_customers: str, solver: str, folder: str) -> None:

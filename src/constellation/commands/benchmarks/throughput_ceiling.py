@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 
 import numpy as np
 
+from constellation.commands.benchmarks.child import measured_in_child
 from constellation.commands.benchmarks.throughput_meter import Task
 from constellation.commands.benchmarks.throughput_shapes import Events
 from constellation.schema import EVENT_TYPE
@@ -41,17 +40,10 @@ def operations_per_event(events: Events, task: Task) -> float:
 
 def matrix_rates(num_threads: int) -> dict[str, float]:
     """Operations per second of square matrix products, the best of several sizes, in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-    done = subprocess.run(
-        [sys.executable, "-m", MODULE, str(num_threads)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
+    threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+    return measured_in_child(
+        MODULE, str(num_threads), what="The measurement of the rate of matrix products", environment=threads
     )
-    if done.returncode != 0:
-        raise RuntimeError(f"The rate of matrix products could not be measured:\n{done.stderr}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _main(num_threads: int) -> None:

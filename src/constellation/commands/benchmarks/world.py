@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from constellation.commands.benchmarks.child import measured_in_child
 from constellation.errors import InputError
 from constellation.memory import peak_memory_gib
 
@@ -91,15 +91,12 @@ POLICIES: dict[str, Callable[[Simulation, int], PolicyValue]] = {
 
 def _in_process(policy: str, num_customers: int, num_weeks: int) -> dict[str, Any]:
     """Seconds (imports not counted) and peak resident memory of one policy in a fresh process."""
-    command = [sys.executable, "-m", MODULE, policy, str(num_customers), str(num_weeks)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"The benchmark of {policy} failed:\n{done.stderr}")
+    found = measured_in_child(MODULE, policy, str(num_customers), str(num_weeks), what=f"The benchmark of {policy}")
     return {
         "policy": policy,
         "num_customers": num_customers,
         "num_weeks": num_weeks,
-        **json.loads(done.stdout.splitlines()[-1]),
+        **found,
     }
 
 
