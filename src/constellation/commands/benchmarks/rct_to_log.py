@@ -43,8 +43,9 @@ def rct_to_log(
     Half of the customers train the greedy policy's reward model. The other half is the truth, by its own randomisation,
     and is thinned by rejection to logs in which action a was chosen with ``softmax(strength score_a(x))``. Columns:
     effective sample share, bias of the naive mean of those who happened to get the action, root mean squared errors,
-    bias of the direct method, share of 95 % intervals that hold the truth, and share of logs in which the gate would
-    have held a claim back. Replicates re-use the same half, which flatters coverage where most of it is kept.
+    bias of the direct method, share of 95 % intervals that hold the truth, share of logs in which the gate would have
+    held a claim back, and coverage among the logs that it let through (NaN where there are none). Replicates re-use
+    the same half, which flatters coverage where most of it is kept.
     Raises InputError where propensities are not known.
     """
     from constellation.journeys.prepare import prepare
@@ -85,27 +86,29 @@ def rct_to_log(
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     print(
-        f"{'':<24}{'effective':>10}{'naive':>10}{'IPS':>10}{'SNIPS':>10}{'direct':>10}{'DR':>10}{'DR':>10}{'held':>8}"
+        f"{'':<24}{'effective':>10}{'naive':>10}{'IPS':>10}{'SNIPS':>10}{'direct':>10}{'DR':>10}{'IPS':>9}{'DR':>9}"
+        f"{'held':>7}{'DR covers,':>12}"
     )
     print(
         f"{'strength, policy':<24}{'sample':>10}{'bias':>10}{'rmse':>10}{'rmse':>10}{'bias':>10}{'rmse':>10}"
-        f"{'covers':>10}{'back':>8}"
+        f"{'covers':>9}{'covers':>9}{'back':>7}{'let through':>12}"
     )
     for row in rows:
         errors = "".join(f"{row[name]:>10.4f}" for name in ("ips_rmse", "snips_rmse", "dm_bias", "dr_rmse"))
         print(
             f"{row['strength']:<5g}{row['policy']:<19}{row['effective_sample_share']:>10.1%}{row['naive_bias']:>10.4f}"
-            f"{errors}{row['dr_coverage']:>10.1%}{row['gated']:>8.0%}"
+            f"{errors}{row['ips_coverage']:>9.1%}{row['dr_coverage']:>9.1%}{row['gated']:>7.0%}"
+            f"{row['dr_coverage_let_through']:>12.1%}"
         )
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """``rct_to_log/<strength>/<policy>/<metric>``, every column of the table that is a number."""
+    """``rct_to_log/<strength>/<policy>/<metric>``, every column of the table that is a number, where there is one."""
     return {
         f"rct_to_log/{row['strength']:g}/{row['policy']}/{name}": float(value)
         for row in rows
         for name, value in row.items()
-        if name not in ("strength", "policy")
+        if name not in ("strength", "policy") and np.isfinite(value)
     }
 
 
@@ -180,6 +183,7 @@ def _summary(
     def rmse(key: str) -> float:
         return float(np.sqrt(np.mean(columns[key] ** 2)))
 
+    held = columns["effective"] < MIN_SAMPLE_SHARE
     return {
         "strength": strength,
         "policy": name,
@@ -194,7 +198,8 @@ def _summary(
         "dr_rmse": rmse("dr"),
         "ips_coverage": float(columns["ips_covers"].mean()),
         "dr_coverage": float(columns["dr_covers"].mean()),
-        "gated": float((columns["effective"] < MIN_SAMPLE_SHARE).mean()),
+        "gated": float(held.mean()),
+        "dr_coverage_let_through": float(columns["dr_covers"][~held].mean()) if not held.all() else float("nan"),
     }
 
 

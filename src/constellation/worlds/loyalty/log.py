@@ -46,18 +46,20 @@ def draw_log(world: LoyaltyWorld, num_customers: int, seed: int, *, with_feature
     """Run the club for ``world.num_weeks`` weeks and write down what a club would see.
 
     decisions: one row per member and week from the week after joining, sorted by customer and time, with ``action``,
-    ``propensity`` (of that action), ``eligible`` (always true), ``cost``, and ``propensity_<action>`` of each action.
+    ``propensity`` (of that action), ``eligible`` (always true), ``cost``, ``propensity_<action>`` of each action, and
+    ``context_<feature>``, float32, for each of ``FEATURES``: what the club knew when it decided.
     """
     import polars as pl
 
     simulation = Simulation(world, num_customers, seed)
     parts, decided, seen = [], [], []
     for _ in range(world.num_weeks):
+        features_CF = simulation.features()
         if with_features:
-            seen.append(simulation.features())
+            seen.append(features_CF)
         week = simulation.step(simulation.logging())
         parts += _events_of(world, simulation, week)
-        decided.append(_decisions_of(world, week))
+        decided.append(_decisions_of(world, week, features_CF))
     events = pl.concat(parts, how="diagonal").select(
         CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, AMOUNT, PRODUCT, CHANNEL, SCORE, ACTION
     )
@@ -111,7 +113,7 @@ def _times(name: str, time_N: np.ndarray) -> polars.Series:
     return times_column(name, time_N, "UTC")
 
 
-def _decisions_of(world: LoyaltyWorld, week: Week) -> polars.DataFrame:
+def _decisions_of(world: LoyaltyWorld, week: Week, features_CF: np.ndarray) -> polars.DataFrame:
     import polars as pl
 
     num = len(week.rows_C)
@@ -125,6 +127,7 @@ def _decisions_of(world: LoyaltyWorld, week: Week) -> polars.DataFrame:
             "eligible": np.ones(num, dtype=bool),
             "cost": week.cost_C,
             **probability,
+            **{f"context_{name}": features_CF[:, place] for place, name in enumerate(FEATURES)},
         }
     )
 

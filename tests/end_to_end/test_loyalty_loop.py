@@ -1,0 +1,106 @@
+"""The closed loop through the command line: learn from the log of a world, act in it, log, learn again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from constellation.cli import main
+from constellation.worlds.loyalty.value import constant_policy, logging_policy, started, value_of
+from constellation.worlds.loyalty.world import LoyaltyWorld
+
+ACTIONS = LoyaltyWorld().action_names
+TRAIN = (
+    "train", "objective=engagement", "data=loyalty", "data.source.arguments.num_customers=120",
+    "outcome=[proportional]", "engagement.num_folds=2", "engagement.context_alone=true",
+    "engagement.sequence_model=false",
+)  # fmt: skip
+EVALUATE = (
+    "evaluate", "run=trained", "num_resamples=20", "world=loyalty", "true_value.num_customers=50",
+    "true_value.num_weeks=4", "true_value.seed=7",
+)  # fmt: skip
+LOOP = (
+    "loop", "num_customers=120", "num_rounds=2", "habit_weeks=10", "round_weeks=2", "reward_weeks=4", "num_members=2",
+)  # fmt: skip
+
+
+def run(*words: str) -> int:
+    return main([*words, "tracking=none"])
+
+
+def metrics(folder: str) -> dict[str, float]:
+    found: dict[str, float] = json.loads((Path(folder) / "metrics.json").read_text())
+    return found
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONSTELLATION_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_true_values_are_those_of_the_world(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*TRAIN, "output=trained") == 0
+    assert run(*EVALUATE, "policy=[greedy,best_constant]", "policy.best_constant.action=voucher", "output=judged") == 0
+    found = metrics("judged")
+    world, weeks = LoyaltyWorld(), 4
+    start = started(world, 50, 7)
+    habit = value_of(logging_policy(world), start, num_weeks=weeks)
+    voucher = value_of(constant_policy(world, "voucher"), start, num_weeks=weeks)
+    assert found["policy/logged/true_value"] == habit.mean
+    assert found["policy/best_constant/true_value"] == voucher.mean
+    assert found["policy/best_constant/true_gain"] == pytest.approx(voucher.mean - habit.mean)
+    assert found["policy/logged/true_gain"] == 0
+    assert found["policy/oracle/true_share"] == pytest.approx(1)
+    gap = found["policy/oracle/true_value"] - habit.mean
+    assert found["policy/greedy/true_share"] == pytest.approx((found["policy/greedy/true_value"] - habit.mean) / gap)
+    assert found["policy/greedy/value_dr_low"] < found["policy/greedy/value_dr"]
+    assert "share of the gap to the oracle" in capsys.readouterr().out
+    # Another world, or another's actions, is not the one whose log it was.
+    other = [word for word in EVALUATE if word != "world=loyalty"]
+    assert run(*other, "world=order", "policy=[greedy]", "output=other") == 2
+    assert "world=loyalty" in capsys.readouterr().err
+
+
+def test_true_values_need_the_context_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*TRAIN, "engagement.context_alone=false", "outcome=[ridge]", "output=trained") == 0
+    assert run(*EVALUATE, "policy=[greedy]", "output=judged") == 2
+    assert "engagement.context_alone=true" in capsys.readouterr().err
+
+
+def test_rounds_log_what_they_did_and_how_likely_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*LOOP, "output=loop") == 0
+    found = metrics("loop")
+    assert found["loop/round_2/decisions"] > found["loop/round_1/decisions"] >= 7 * 120
+    assert found["loop/round_1/least_propensity"] >= 0.05 / len(ACTIONS)
+    frame = pl.read_parquet("loop/decisions.parquet")
+    chance_QA = frame.select(f"propensity_{name}" for name in ACTIONS).to_numpy()
+    np.testing.assert_allclose(chance_QA.sum(axis=1), 1.0)
+    chosen_Q = np.array([ACTIONS.index(name) for name in frame["action"]])
+    np.testing.assert_array_equal(chance_QA[np.arange(len(frame)), chosen_Q], frame["propensity"])
+    # Weights average to 1 for each action: what was logged is what was drawn from.
+    for place in range(len(ACTIONS)):
+        weight_Q = (chosen_Q == place) / chance_QA[:, place]
+        assert abs(weight_Q.mean() - 1) < 4 * weight_Q.std() / np.sqrt(len(weight_Q))
+    weeks = frame["decision_time"].unique().sort()
+    assert len(weeks) == 10 + 2 * 2
+    acted = frame.filter(pl.col("decision_time") >= weeks[10])
+    assert not np.allclose(acted.select("propensity_none").to_numpy(), chance_QA[: len(acted), :1])
+    assert "2 rounds of 2 weeks by thompson" in capsys.readouterr().out.replace("\n", " ")
+    assert run(*LOOP, "policy=[greedy,thompson]", "output=two") == 2
+    assert "takes one policy" in capsys.readouterr().err
+    assert run(*LOOP, "habit_weeks=2", "output=short") == 2
+    assert "habit_weeks of at least reward_weeks" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_in_the_mirror_nothing_is_gained_by_acting(here: Path) -> None:
+    assert run(*LOOP, "world.mirror=true", "output=mirror") == 0
+    found = metrics("mirror")
+    for number in (1, 2):
+        assert found[f"loop/round_{number}/policy"] == pytest.approx(found[f"loop/round_{number}/habit"])
+        assert found[f"loop/round_{number}/oracle"] == pytest.approx(found[f"loop/round_{number}/habit"])
