@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,21 +16,34 @@ from constellation.policies.outcomes import OutcomeModel
 TRAIN_ONLY, LEFT_OUT = -1, -2
 """Folds of rows that are learned from and never judged, and of rows that are neither."""
 
+NUM_GROUPS = 3
+"""Of customers, for propensities: each is told by a model of the others."""
+
 
 @dataclass(frozen=True)
 class Predictions:
     """members_MQA: of each member of an ensemble, for the fold's own rows by a model of the others (NaN where a row is
     in no fold). inner_KQA: for each fold, its training rows by models of other customers among them: what a policy may
-    be learned from without having seen the fold. kept_K: the share of what customers were said to differ by that held
-    on other customers; predictions are shrunk to it."""
+    be learned from without having seen the fold. kept_K2: the shares of what customers were said to differ by, in how
+    strongly they respond and in which action suits them, that held on other customers; predictions are shrunk to
+    them."""
 
     members_MQA: np.ndarray
     inner_KQA: np.ndarray
-    kept_K: np.ndarray
+    kept_K2: np.ndarray
 
     @property
     def expected_QA(self) -> np.ndarray:
         return self.members_MQA.mean(axis=0)
+
+
+@dataclass(frozen=True)
+class FoldModels:
+    """What answers the customers of one fold: members fitted on the others, and the shrinkage of what they say."""
+
+    fold: int
+    members: tuple[OutcomeModel, ...]
+    shrinkage: EffectShrinkage
 
 
 def person_folds(customer_Q: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -56,18 +70,19 @@ def cross_fit(
     clip_quantile: float = 1.0,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    keep: Callable[[FoldModels], None] = lambda fitted: None,
 ) -> Predictions:
     """Ensembles by bootstrap of customers for each fold, and inner cross-fits of its training rows.
 
     num_members: 1 fits the training rows once, as they are. clip_quantile: models are fitted on rewards cut at this
     quantile of the training rows and scaled back to their mean: a few great rewards would drown what actions add.
-    Estimates never use the cut rewards.
+    Estimates never use the cut rewards. keep: is handed the models of each fold, which are forgotten otherwise.
     """
     num, num_actions = len(action_Q), len(action_AY)
     folds = [int(fold) for fold in np.unique(fold_Q) if fold >= 0]
     members_MQA = np.full((num_members, num, num_actions), np.nan)
     inner_KQA = np.full((len(folds), num, num_actions), np.nan)
-    kept_K = np.ones(len(folds))
+    kept_K2 = np.ones((len(folds), 2))
     customers = numbered(customer_Q)
     num_customers = int(customers.max()) + 1
     done, steps = 0, len(folds) * (num_members + num_inner)
@@ -79,9 +94,11 @@ def cross_fit(
         done += 1
         part = copy.deepcopy(model)
         weights = None if weight_Q is None else weight_Q[rows]
+        more = {"logging_QA": logging_QA[rows]} if part.reads_propensities else {}
         part.fit(
-            features_QX[rows], action_Q[rows], cut_Q[rows], action_AY, num_actions, weight_Q=weights, seed=part_seed
-        )
+            features_QX[rows], action_Q[rows], cut_Q[rows], action_AY, num_actions, weight_Q=weights, seed=part_seed,
+            **more,
+        )  # fmt: skip
         return part
 
     for place, fold in enumerate(folds):
@@ -97,15 +114,18 @@ def cross_fit(
         shrinkage = EffectShrinkage.learn(
             inner_KQA[place, learned], action_Q[learned], cut_Q[learned], logging_QA[learned]
         )
-        kept_K[place] = shrinkage.kept
+        kept_K2[place] = shrinkage.kept_size, shrinkage.kept
         inner_KQA[place, learned] = shrinkage(inner_KQA[place, learned], logging_QA[learned])
+        members = []
         for member in range(num_members):
             counts_C = np.bincount(rng.integers(0, num_customers, num_customers), minlength=num_customers)
             weight_Q = counts_C[customers].astype(np.float64) if num_members > 1 else None
             rows = learned if weight_Q is None else learned & (weight_Q > 0)
             part = fitted(np.flatnonzero(rows), weight_Q, seed + member)
             members_MQA[member, judged] = shrinkage(part.predict(features_QX[judged], action_AY), logging_QA[judged])
-    return Predictions(members_MQA, inner_KQA, kept_K)
+            members.append(part)
+        keep(FoldModels(fold, tuple(members), shrinkage))
+    return Predictions(members_MQA, inner_KQA, kept_K2)
 
 
 @dataclass(frozen=True)
@@ -113,35 +133,70 @@ class EffectShrinkage:
     """How much of a predicted difference between customers to believe.
 
     A prediction is the mean of the customer under the logging policy + the mean effect of the action + what this
-    customer differs by; the last is multiplied by ``kept`` in [0, 1], its least-squares slope on customers that the
-    model has not seen. Models of rewards much noisier than effects differ mostly by noise, and the greatest noise would
-    win.
+    customer's effects differ by. That has two parts: how strongly the customer responds to anything (``size - 1`` times
+    the mean effects, with ``size`` the projection on them), which orders customers, and the rest, which alone says that
+    another action suits this customer. They are multiplied by ``kept_size`` and ``kept`` in [0, 1]: their least-squares
+    slopes b on customers that the model has not seen, as ``b (1 - se^2 / b^2)_+`` (the positive part of James and Stein
+    1961), so that what is not told from noise is not believed. Models of rewards much noisier than effects differ
+    mostly by noise, and the greatest noise would win; one slope for both parts would let the first, which is easily
+    seen, vouch for the second.
     """
 
     kept: float
     mean_A: np.ndarray
+    kept_size: float
 
     @classmethod
     def learn(
         cls, model_QA: np.ndarray, action_Q: np.ndarray, reward_Q: np.ndarray, logging_QA: np.ndarray
     ) -> EffectShrinkage:
         """From predictions for rows that their models have not seen."""
-        effect_QA = model_QA - _under(logging_QA, model_QA)
-        mean_A = effect_QA.mean(axis=0)
-        rows = np.arange(len(action_Q))
-        differs_Q = effect_QA[rows, action_Q] - mean_A[action_Q]
-        left_Q = reward_Q - (model_QA[rows, action_Q] - differs_Q)
-        # A mean effect that is itself off must not pass for a difference between customers.
-        mass_A = np.bincount(action_Q, minlength=len(mean_A))
-        off_A = np.bincount(action_Q, weights=left_Q, minlength=len(mean_A)) / np.maximum(mass_A, 1)
-        square = float((differs_Q**2).sum())
-        kept = float((differs_Q * (left_Q - off_A[action_Q])).sum()) / square if square > 0 else 1.0
-        return cls(float(np.clip(kept, 0.0, 1.0)), mean_A)
+        customer_Q1 = _under(logging_QA, model_QA)
+        mean_A = (model_QA - customer_Q1).mean(axis=0)
+        rows, num_actions = np.arange(len(action_Q)), len(mean_A)
+        mass_A = np.maximum(np.bincount(action_Q, minlength=num_actions), 1)
+
+        def within(column_Q: np.ndarray) -> np.ndarray:
+            # A mean effect that is itself off must not pass for a difference between customers.
+            return column_Q - (np.bincount(action_Q, weights=column_Q, minlength=num_actions) / mass_A)[action_Q]
+
+        size_QA, rest_QA = _differences(model_QA - customer_Q1, mean_A)
+        parts_Q2 = np.stack([within(size_QA[rows, action_Q]), within(rest_QA[rows, action_Q])], axis=1)
+        left_Q = within(reward_Q - customer_Q1[:, 0] - mean_A[action_Q])
+        kept_size, kept = _believed(parts_Q2, left_Q)
+        return cls(kept, mean_A, kept_size)
 
     def __call__(self, model_QA: np.ndarray, logging_QA: np.ndarray) -> np.ndarray:
         """Shrunk predictions; the mean under the logging policy stays what it was but for the mean effects."""
         customer_Q1 = _under(logging_QA, model_QA)
-        return customer_Q1 + self.mean_A + self.kept * (model_QA - customer_Q1 - self.mean_A)
+        size_QA, rest_QA = _differences(model_QA - customer_Q1, self.mean_A)
+        return customer_Q1 + self.mean_A + self.kept_size * size_QA + self.kept * rest_QA
+
+
+def _differences(effect_QA: np.ndarray, mean_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What each customer's effects differ from the mean effects by: along these, and across them."""
+    square = float(mean_A @ mean_A)
+    size_QA = (effect_QA @ mean_A / square if square > 0 else np.ones(len(effect_QA)))[:, None] * mean_A
+    return size_QA - mean_A, effect_QA - size_QA
+
+
+def _believed(parts_Q2: np.ndarray, left_Q: np.ndarray) -> tuple[float, float]:
+    """Slopes of ``left_Q`` on both parts, each drawn to that on their sum as far as the two are not told apart."""
+    whole_Q = parts_Q2.sum(axis=1)
+    square = float(whole_Q @ whole_Q)
+    if square == 0:
+        return 1.0, 1.0
+    slope = np.full(2, float(whole_Q @ left_Q) / square)
+    if ((parts_Q2**2).sum(axis=0) > 1e-9 * square).all():  # of two actions there is no rest
+        inverse = np.linalg.pinv(parts_Q2.T @ parts_Q2)
+        own = inverse @ (parts_Q2.T @ left_Q)
+        # Rewards vary more where they are high: the sandwich of White (1980).
+        scatter = parts_Q2 * (left_Q - parts_Q2 @ own)[:, None]
+        variance = inverse @ (scatter.T @ scatter) @ inverse
+        apart, noise = float(own[0] - own[1]) ** 2, float(variance[0, 0] + variance[1, 1] - 2 * variance[0, 1])
+        slope = slope + max(0.0, 1.0 - noise / apart if apart > 0 else 0.0) * (own - slope)
+    kept = slope.clip(0.0, 1.0)
+    return float(kept[0]), float(kept[1])
 
 
 def _under(logging_QA: np.ndarray, model_QA: np.ndarray) -> np.ndarray:
@@ -185,18 +240,20 @@ def fitted_propensities(
     *,
     floor: float = 0.001,
     seed: int = 0,
+    keep: Callable[[Any], None] = lambda model: None,
 ) -> np.ndarray:
     """Probabilities [Q, A] of each action given the features, cross-fitted by customers, where none were logged.
 
     Multinomial boosting; no probability is below ``floor``. They describe what the features tell of the choice: where
     it followed something that the log does not hold, every estimate that uses them is biased, and no interval shows it.
+    keep: is handed the fitted classifiers, in the order of ``person_folds(customer_Q, 3, seed)``.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     chance_QA = np.zeros((len(action_Q), num_actions))
-    groups_Q = person_folds(customer_Q, 3, seed)
+    groups_Q = person_folds(customer_Q, NUM_GROUPS, seed)
     usable_Q = fold_Q != LEFT_OUT
-    for group in range(3):
+    for group in range(NUM_GROUPS):
         learned, own = (groups_Q != group) & usable_Q, groups_Q == group
         model = HistGradientBoostingClassifier(
             max_iter=40, max_leaf_nodes=8, min_samples_leaf=100, early_stopping=False, random_state=seed
@@ -205,5 +262,6 @@ def fitted_propensities(
             raise InputError("All decisions chose the same action: no propensity can be learned, and nothing compared.")
         model.fit(features_QX[learned], action_Q[learned])
         chance_QA[np.ix_(own, model.classes_)] = model.predict_proba(features_QX[own])
+        keep(model)
     chance_QA = np.maximum(chance_QA, floor)
     return chance_QA / chance_QA.sum(axis=1, keepdims=True)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from constellation.errors import InputError
+from constellation.policies.intervals import standard_error
 from constellation.policies.policy import Policy, Situation
+from constellation.policies.terms import Terms
 
 MAX_STANDARD = 5.0
+LEAST_VARIANCE = 1e-4
+LEAST_ODDS = 0.01
+"""Against the best action; below them none is taken. A softmax never quite lets go of what it has found to be worse."""
 
 
 class DoublyRobustLearned(Policy):
@@ -15,9 +20,13 @@ class DoublyRobustLearned(Policy):
 
     ``max  mean_i sum_a pi(a|x_i) G_i(a)  -  variance sqrt(var_i / n)  -  logging KL(pi | logging)  -  ridge |theta|^2``
     with doubly-robust scores G (Athey and Wager 2021; the variance term of Swaminathan and Joachims 2015), in units of
-    the scores' spread. ``ridges``: tried from weak to strong on a half of the training customers each, the one with the
-    best doubly-robust value on the other half is kept. As features: standardised, NaN as the mean.
-    num_steps: of L-BFGS.
+    the scores' spread. ``ridges``: each tried on either half of the training customers; kept is the strongest whose
+    doubly-robust value on the other halves is within a standard error of the best (the rule of Breiman et al. 1984).
+    The strongest of all leaves little but the constant policy, so that nothing is personal unless it pays on customers
+    not learned from.
+    clip_quantile: the corrections ``G - model`` are cut at this quantile of those that are not 0, for a few great
+    rewards over small propensities would choose the policy. Values are estimated elsewhere, from rewards as they were.
+    As features: standardised, NaN as the mean. num_steps: of L-BFGS.
     """
 
     name = "doubly_robust"
@@ -27,7 +36,8 @@ class DoublyRobustLearned(Policy):
         *,
         variance: float = 1.0,
         logging: float = 0.0,
-        ridges: tuple[float, ...] = (0.001, 0.01, 0.1),
+        ridges: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0),
+        clip_quantile: float = 0.99,
         num_steps: int = 40,
         max_features: int = 64,
         seed: int = 0,
@@ -37,7 +47,10 @@ class DoublyRobustLearned(Policy):
                 "policy.doubly_robust needs variance, logging and ridges of 0 or more, "
                 "and num_steps and max_features of 1 or more."
             )
-        self.variance, self.logging, self.ridges = variance, logging, tuple(ridges)
+        if not 0.5 < clip_quantile <= 1:
+            raise InputError(f"policy.doubly_robust.clip_quantile must lie in (0.5, 1], found {clip_quantile}.")
+        self.variance, self.logging, self.ridges = variance, logging, tuple(sorted(ridges, reverse=True))
+        self.clip_quantile = clip_quantile
         self.num_steps, self.max_features, self.seed = num_steps, max_features, seed
         self.theta_XA: np.ndarray | None = None
 
@@ -50,17 +63,18 @@ class DoublyRobustLearned(Policy):
         kept = np.where(np.isfinite(features_QX[:, self.kept_X]), features_QX[:, self.kept_X], np.nan)
         self.middle_X, self.spread_X = np.nanmean(kept, axis=0), np.nanstd(kept, axis=0)
         design_QX = self._design(features_QX)
+        scores_QA = cut_corrections(scores_QA, situation.expected_QA, self.clip_quantile)
         ridge = self.ridges[0]
         if len(self.ridges) > 1:
             halves_Q = np.random.default_rng(self.seed).integers(0, 2, int(customer_Q.max()) + 1)[customer_Q] == 0
-            value_R = np.zeros(len(self.ridges))
+            value_RQ = np.zeros((len(self.ridges), len(scores_QA)))
             for half_Q in (halves_Q, ~halves_Q):
-                for place, tried in enumerate(self.ridges):
-                    theta = self._learn(design_QX[half_Q], situation.take(half_Q), scores_QA[half_Q], tried)
-                    other = situation.take(~half_Q)
+                theta, other = None, situation.take(~half_Q)
+                for place, tried in enumerate(self.ridges):  # from strong to weak, each from where the last one ended
+                    theta = self._learn(design_QX[half_Q], situation.take(half_Q), scores_QA[half_Q], tried, theta)
                     target_QA = _policy(design_QX[~half_Q], theta, other.eligible_QA)
-                    value_R[place] += (target_QA * scores_QA[~half_Q]).sum()
-            ridge = self.ridges[int(value_R.argmax())]
+                    value_RQ[place, ~half_Q] = (target_QA * scores_QA[~half_Q]).sum(axis=1)
+            ridge = self.ridges[_strongest(value_RQ, customer_Q)]
         self.ridge = ridge
         self.theta_XA = self._learn(design_QX, situation, scores_QA, ridge)
 
@@ -73,7 +87,14 @@ class DoublyRobustLearned(Policy):
         scaled_QX = np.clip(np.where(np.isfinite(scaled_QX), scaled_QX, 0.0), -MAX_STANDARD, MAX_STANDARD)
         return np.concatenate([np.ones((len(scaled_QX), 1)), scaled_QX], axis=1)
 
-    def _learn(self, design_QX: np.ndarray, situation: Situation, scores_QA: np.ndarray, ridge: float) -> np.ndarray:
+    def _learn(
+        self,
+        design_QX: np.ndarray,
+        situation: Situation,
+        scores_QA: np.ndarray,
+        ridge: float,
+        start_XA: np.ndarray | None = None,
+    ) -> np.ndarray:
         import torch
 
         unit = max(float(scores_QA.mean(axis=0).std()), float(scores_QA.std()) / np.sqrt(len(scores_QA)), 1e-12)
@@ -81,8 +102,12 @@ class DoublyRobustLearned(Policy):
         design, gain = torch.from_numpy(design_QX).float(), torch.from_numpy(centred).float()
         closed = torch.from_numpy(~situation.eligible_QA)
         logged = torch.from_numpy(situation.logging_QA).float().clamp(min=1e-6).log()
-        theta = torch.zeros(design.shape[1], gain.shape[1], requires_grad=True)
-        optimizer = torch.optim.LBFGS([theta], max_iter=self.num_steps, line_search_fn="strong_wolfe")
+        start_XA = np.zeros((design.shape[1], gain.shape[1])) if start_XA is None else start_XA
+        theta = torch.from_numpy(start_XA).float().requires_grad_()
+        # In units of what the actions differ by, so a millionth is nothing; the default goes on for all its steps.
+        optimizer = torch.optim.LBFGS(
+            [theta], max_iter=self.num_steps, tolerance_grad=1e-5, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+        )
 
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
@@ -91,7 +116,9 @@ class DoublyRobustLearned(Policy):
             value = (pi * gain).sum(dim=1)
             # The bias term is the constant policy, which a penalty must not stand against.
             loss = -value.mean() + ridge * theta[1:].square().sum()
-            loss = loss + self.variance * ((value - value.mean()).square().mean() / len(value)).sqrt()
+            # At the start all actions are as likely and every value is 0: the root needs a slope there.
+            spread = (value - value.mean()).square().mean() + LEAST_VARIANCE
+            loss = loss + self.variance * (spread / len(value)).sqrt()
             if self.logging > 0:
                 divergence = torch.where(pi > 0, pi * (log_pi.clamp(min=-60.0) - logged), torch.zeros_like(pi))
                 loss = loss + self.logging * divergence.sum(dim=1).mean()
@@ -102,7 +129,28 @@ class DoublyRobustLearned(Policy):
         return theta.detach().numpy().astype(np.float64)
 
 
+def _strongest(value_RQ: np.ndarray, customer_Q: np.ndarray) -> int:
+    """The first place that the best does not beat by more than a standard error of the difference, by customer."""
+    best = int(value_RQ.mean(axis=1).argmax())
+    for place in range(best):
+        lead = Terms.mean_of(value_RQ[best] - value_RQ[place])
+        if lead.value <= standard_error(lead, customer_Q):
+            return place
+    return best
+
+
+def cut_corrections(scores_QA: np.ndarray, model_QA: np.ndarray, clip_quantile: float) -> np.ndarray:
+    """Scores [Q, A] whose distance from the model is at most its ``clip_quantile`` over those that differ from it."""
+    correction_QA = scores_QA - model_QA
+    there = np.abs(correction_QA[correction_QA != 0])
+    if clip_quantile >= 1 or len(there) == 0:
+        return scores_QA
+    reach = float(np.quantile(there, clip_quantile))
+    return np.asarray(model_QA + np.clip(correction_QA, -reach, reach))
+
+
 def _policy(design_QX: np.ndarray, theta_XA: np.ndarray, eligible_QA: np.ndarray) -> np.ndarray:
     logits_QA = np.where(eligible_QA, design_QX @ theta_XA, -np.inf)
     odds_QA = np.exp(logits_QA - logits_QA.max(axis=1, keepdims=True))
+    odds_QA = np.where(odds_QA < LEAST_ODDS, 0.0, odds_QA)
     return odds_QA / odds_QA.sum(axis=1, keepdims=True)

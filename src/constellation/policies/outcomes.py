@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from constellation.errors import InputError
+from constellation.policies.trees import Trees
 
 MAX_STANDARD = 5.0
 
@@ -20,6 +22,8 @@ class OutcomeModel(ABC):
     """
 
     name: str
+    reads_propensities = False
+    """Whether ``fit`` takes ``logging_QA``, the propensities of all actions [Q, A]."""
 
     @abstractmethod
     def fit(
@@ -38,6 +42,17 @@ class OutcomeModel(ABC):
     @abstractmethod
     def predict(self, features_QX: np.ndarray, action_AY: np.ndarray) -> np.ndarray:
         """Expected reward [Q, A]."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What was fitted, as plain arrays: what a bundle holds. ``from_arrays`` makes the model of it again."""
+        raise InputError(
+            f"The outcome model {self.name} cannot be exported: give {type(self).__name__} arrays() and from_arrays()."
+        )
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> OutcomeModel:
+        """A model that predicts as the one that ``arrays`` came from."""
+        raise InputError(f"{cls.__name__} cannot be read from a bundle: it has no from_arrays().")
 
 
 class BoostedOutcome(OutcomeModel):
@@ -105,11 +120,14 @@ class BoostedOutcome(OutcomeModel):
             self.effect.fit(design, left_Q, sample_weight=weight_Q)
 
     def predict(self, features_QX: np.ndarray, action_AY: np.ndarray) -> np.ndarray:
-        from threadpoolctl import threadpool_limits
-
         num_new = len(action_AY) - len(self.described_AY)
         unseen = np.full((max(num_new, 0), 1), np.nan)
         described_AY = np.column_stack([np.concatenate([self.described_AY[:, :1], unseen]), action_AY])
+        if isinstance(self.effect, Trees):
+            known = [self.effect.add(features_QX, row_Y.tolist())[:, 0] for row_Y in described_AY]
+            return np.asarray(self.base.predict(features_QX)[:, None] + np.stack(known, axis=1))
+        from threadpoolctl import threadpool_limits
+
         with threadpool_limits(self.num_threads, user_api="openmp"):
             base_Q = self.base.predict(features_QX)
             effects = [
@@ -117,6 +135,26 @@ class BoostedOutcome(OutcomeModel):
                 for row_Y in described_AY
             ]
         return base_Q[:, None] + np.stack(effects, axis=1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        parts = {"base": self.base, "effect": self.effect}
+        found = {"described_AY": self.described_AY}
+        for part, fitted in parts.items():
+            trees = fitted if isinstance(fitted, Trees) else Trees.of(fitted)
+            found |= {f"{part}.{name}": value for name, value in trees.arrays().items()}
+        return found
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> BoostedOutcome:
+        model = cls()
+        model.described_AY = arrays["described_AY"]
+        model.num_actions = len(model.described_AY)
+        parts = {}
+        for part in ("base", "effect"):
+            of_part = {name.removeprefix(f"{part}."): arrays[name] for name in arrays if name.startswith(f"{part}.")}
+            parts[part] = Trees.from_arrays(of_part)
+        model.base, model.effect = parts["base"], parts["effect"]
+        return model
 
 
 class RidgeOutcome(OutcomeModel):
@@ -173,6 +211,17 @@ class RidgeOutcome(OutcomeModel):
             )
         design_QX = self._design(features_QX)
         return self.mean + (design_QX @ self.base_X)[:, None] + design_QX @ self.effect_AX.T
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        names = ("middle_X", "spread_X", "mean", "base_X", "effect_AX")
+        return {name: np.asarray(getattr(self, name), dtype=np.float64) for name in names}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RidgeOutcome:
+        model = cls()
+        for name, value in arrays.items():
+            setattr(model, name, float(value) if name == "mean" else value)
+        return model
 
     def _design(self, features_QX: np.ndarray) -> np.ndarray:
         scaled_QX = (features_QX - self.middle_X) / self.spread_X

@@ -59,7 +59,7 @@ class Saved:
                 folder / f"predictions_{name}.npz",
                 members_MQA=predictions.members_MQA.astype(np.float32),
                 inner_KQA=predictions.inner_KQA.astype(np.float32),
-                kept_K=predictions.kept_K,
+                kept_K2=predictions.kept_K2,
             )
         words = {
             "actions": list(self.log.actions),
@@ -87,7 +87,7 @@ class Saved:
         for name in words["systems"]:
             with np.load(folder / f"predictions_{name}.npz", allow_pickle=False) as stored:
                 systems[name] = Predictions(
-                    stored["members_MQA"].astype(np.float64), stored["inner_KQA"].astype(np.float64), stored["kept_K"]
+                    stored["members_MQA"].astype(np.float64), stored["inner_KQA"].astype(np.float64), stored["kept_K2"]
                 )
         log = Log(
             tuple(words["actions"]),
@@ -108,6 +108,17 @@ class Saved:
             systems,
             words["facts"],
         )
+
+
+def seed_folder(run_folder: Path, seed: int) -> Path:
+    """Where a run of several seeds keeps the decisions of one beyond the first."""
+    return run_folder / "seeds" / str(seed)
+
+
+def load_seeds(run_folder: Path) -> list[Saved]:
+    """Of every seed of a run, the first one first. Raises InputError as :meth:`Saved.load`."""
+    others = sorted((run_folder / "seeds").glob(f"*/{FOLDER}"), key=lambda folder: int(folder.parent.name))
+    return [Saved.load(run_folder), *(Saved.load(folder.parent) for folder in others)]
 
 
 def has_decisions(run_folder: Path) -> bool:

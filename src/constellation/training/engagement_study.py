@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from constellation.answering import answer_decisions
 from constellation.building import build_model, targets
 from constellation.journeys.batch import Gatherer
 from constellation.journeys.decision_batches import DecisionBatches
@@ -34,6 +36,18 @@ VALIDATION_SHARE = 0.15
 OBJECTIVE = "engagement"
 
 
+@dataclass(frozen=True)
+class FoldSequence:
+    """What answers the customers of one fold: a model of the others, how it is built, and the shrinkage of what it
+    says."""
+
+    fold: int
+    model: JourneyModel
+    vocabulary: Vocabulary
+    model_config: Mapping[str, Any]
+    shrinkage: EffectShrinkage
+
+
 def cross_fit_sequences(
     store: Store,
     decisions: Decisions,
@@ -49,11 +63,13 @@ def cross_fit_sequences(
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
+    keep: Callable[[FoldSequence], None] = lambda fitted: None,
 ) -> Predictions:
     """Predictions of encoder x ``engagement`` for every judged decision.
 
     inner: predictions for the training rows of each fold, by a cheap model: what policies are learned from. The epoch
     of each fold is chosen on validation customers among its training customers. options.accelerator: auto, cpu or gpu.
+    keep: is handed the model of each fold, which is forgotten otherwise.
     """
     folds = [int(fold) for fold in np.unique(fold_Q) if fold >= 0]
     device = _device(options)
@@ -62,7 +78,7 @@ def cross_fit_sequences(
     settings = dict(model_config["objective"][OBJECTIVE])
     num_members = int(settings.get("num_members", 4))
     members_MQA = np.full((num_members, *log.logging_QA.shape), np.nan)
-    kept_K = np.ones(len(folds))
+    kept_K2 = np.ones((len(folds), 2))
     done, steps = 0, len(folds) * options.max_epochs
     for place, fold in enumerate(folds):
         judged, learned = fold_Q == fold, training_rows(fold_Q, fold)
@@ -96,7 +112,7 @@ def cross_fit_sequences(
                 cut_Q[at],
                 weight_CM[log.customer_Q[at]],  # noqa: B023  used within this turn of the loop
                 max_tokens=options.max_tokens,
-                max_journeys=options.max_journeys,
+                max_journeys=options.journeys_of_a_batch(len(np.unique(log.customer_Q[at]))),
                 seed=seed,
             )
 
@@ -110,29 +126,12 @@ def cross_fit_sequences(
         best = _fit(model, batches(fitted), batches(val), optimizer, options, device, told_of)
         val_QAM = answer_decisions(best, batches(val), device)
         shrinkage = EffectShrinkage.learn(val_QAM.mean(axis=2), log.action_Q[val], cut_Q[val], log.logging_QA[val])
-        kept_K[place] = shrinkage.kept
+        kept_K2[place] = shrinkage.kept_size, shrinkage.kept
         found_QAM = answer_decisions(best, batches(judged), device)
         for member in range(num_members):
             members_MQA[member, judged] = shrinkage(found_QAM[:, :, member], log.logging_QA[judged])
-    return Predictions(members_MQA, inner.inner_KQA, kept_K)
-
-
-def answer_decisions(model: JourneyModel, batches: DecisionBatches, device: torch.device) -> np.ndarray:
-    """Rewards [Q, A, M] of every action by every member, in the order of the decisions of ``batches``."""
-    was_training = model.training
-    model.eval()
-    whole: np.ndarray | None = None
-    try:
-        for batch, rows in batches.one_by_one():
-            with torch.inference_mode():
-                members_QAM = model.predict(batch.to(device), [0.5])["reward_members"].float().cpu().numpy()
-            if whole is None:
-                whole = np.empty((len(batches.journey_Q), *members_QAM.shape[1:]))
-            whole[rows] = members_QAM
-    finally:
-        model.train(was_training)
-    assert whole is not None, "no decisions to answer"
-    return whole
+        keep(FoldSequence(fold, best, vocabulary, config, shrinkage))
+    return Predictions(members_MQA, inner.inner_KQA, kept_K2)
 
 
 def _fit(
