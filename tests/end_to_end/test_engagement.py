@@ -12,7 +12,10 @@ import pytest
 from constellation.cli import main
 from constellation.errors import InputError
 from constellation.policies.cross_fit import cross_fit, fitted_propensities, person_folds
+from constellation.policies.evaluation import evaluate_policies
+from constellation.policies.greedy import Greedy
 from constellation.policies.outcomes import BoostedOutcome, RidgeOutcome
+from constellation.policies.saved import Saved
 
 DAY, START = 86_400_000_000, 1_700_000_000_000_000
 LOGGING = {"none": 0.5, "mail": 0.25, "call": 0.25}
@@ -86,7 +89,7 @@ EVALUATE = ("evaluate", "policy=[greedy,pessimistic]", "num_resamples=50")
 
 def test_a_policy_that_is_better_is_found_better(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_world(world, effect=6.0)
-    small = ["encoder=gru", "encoder.width=8", "readout.width=8", "optimizer.lr=0.02", "training.max_epochs=3"]
+    small = ["encoder=gru", "encoder.width=8", "readout.width=8", "optimizer.lr=0.02", "training.max_epochs=6"]
     assert run(*TRAIN, *small, "output=trained") == 0
     fitted = metrics("trained")
     assert fitted["outcome/model/r2_effects"] > 0.2
@@ -116,6 +119,29 @@ def test_a_policy_that_is_better_is_found_better(world: Path, capsys: pytest.Cap
     assert metrics("judged_ridge")["policy/greedy/verdict"] == 1
     assert run(*EVALUATE, "run=trained", "system=oracle", "output=judged_none") == 2
     assert "it has model, ridge" in capsys.readouterr().err
+
+
+def test_several_seeds_are_judged_together(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_world(world, effect=6.0, num_customers=120)
+    fast = ["engagement.sequence_model=false", "engagement.num_members=1", "seeds=[3,1]"]
+    assert run(*TRAIN, *fast, "output=trained") == 0
+    assert "outcome/ridge/r2_sd" in metrics("trained")
+    assert (world / "trained" / "seeds" / "1" / "engagement").exists()
+    assert run("evaluate", "policy=[greedy]", "num_resamples=20", "run=trained", "output=judged") == 0
+    found = metrics("judged")
+    of_seeds = [Saved.load(world / "trained"), Saved.load(world / "trained" / "seeds" / "1")]
+    assert [saved.facts["seed"] for saved in of_seeds] == [3, 1]
+    values = [
+        evaluate_policies(saved.experiment(), {"greedy": Greedy()}, num_resamples=20)["greedy"].value_dr.value
+        for saved in of_seeds
+    ]
+    assert values[0] != values[1]
+    assert found["policy/greedy/value_dr"] == pytest.approx(np.mean(values))
+    assert found["policy/greedy/value_dr_sd"] == pytest.approx(np.std(values, ddof=1))
+    assert found["policy/greedy/verdict"] == 1
+    assert "means over 2 seeds" in capsys.readouterr().out
+    assert run(*TRAIN, "seeds=[1,1]", "output=never") == 2
+    assert "different numbers" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from constellation.bundle import Bundle
     from constellation.journeys.dataset import DataSet
     from constellation.journeys.store import Store
+    from constellation.policies.policy import Policy
     from constellation.tracking import Run
 
 PYFUNC = "mlflow_model"
@@ -33,19 +34,39 @@ def export(
     cutoff: str | None = None,
     num_customers: int = 500,
     trusted: Sequence[str] = (),
+    policy: Mapping[str, Policy] | None = None,
 ) -> dict[str, float]:
     """Write the bundle of ``trained`` to ``to``, by default ``bundle`` in the run's folder; log it as an MLflow model.
 
     The trained model answers ``num_customers`` customers of ``data`` from its prepared store at ``cutoff`` (null: the
     test cutoff); the exported one reads the same events from a raw Parquet file. They must agree to 1e-5 relative.
-    Without ``data`` the customers are made up. trusted: modules of your own that the model is made of.
+    Without ``data`` the customers are made up. trusted: modules of your own that the model is made of. policy: of a run
+    of objective=engagement, fitted on its decisions and put into the bundle; the first is the one it takes unasked.
     Raises InputError where the run has no bundle or ``data`` is not what it was trained on.
     """
     from constellation.bundle import Bundle, locate
     from constellation.bundle.bundle import TOLERANCE
+    from constellation.bundle.files import is_engagement
     from constellation.bundle.table import largest_difference
 
-    bundle = Bundle.load(locate(trained), trusted=tuple(trusted))
+    place = locate(trained)
+    if is_engagement(place):
+        from constellation.commands.engagement.exporting import export_engagement
+
+        return export_engagement(
+            run,
+            trained=Path(trained),
+            folder=place,
+            to=to,
+            data=data,
+            cutoff=cutoff,
+            num_customers=num_customers,
+            policy=policy,
+            trusted=trusted,
+        )
+    if policy:
+        raise InputError(f"policy is for runs of objective=engagement; {place} is another bundle. Leave it out.")
+    bundle = Bundle.load(place, trusted=tuple(trusted))
     if num_customers < 1:
         raise InputError(f"num_customers must be at least 1, found {num_customers}.")
     folder = bundle.save(Path(to) if to is not None else run.folder / "bundle")

@@ -1,6 +1,7 @@
 """Plan the next engagement of every customer, or none, within budget, capacity, caps and the rest.
 
-Reads stored predictions, one row per customer and action, and constraints; writes ``plan.parquet``, one row per
+Reads stored predictions, one row per customer and action, or asks a run of objective=engagement (or its bundle) what
+each action would bring now; and constraints. Writes ``plan.parquet``, one row per
 customer with a reason in words, ``next_contacts.parquet`` (to be added to the contacts before the next plan), the
 decision funnel, how many actions are left per customer, and what one more of each limit is worth. Values are those of
 the predictions; whether acting on them is better than what was done is for off-policy evaluation to say.
@@ -9,6 +10,8 @@ the predictions; whether acting on them is better than what was done is for off-
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constellation.errors import InputError
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from constellation.allocation.constraints import Constraints
     from constellation.allocation.offers import Offers
     from constellation.allocation.plan import Plan
+    from constellation.journeys.dataset import DataSet
+    from constellation.policies.policy import Policy
     from constellation.tracking import Run
 
 EXAMPLE = "example"
@@ -27,8 +32,11 @@ EXAMPLE = "example"
 def recommend(
     run: Run,
     *,
-    predictions: str,
     constraints: Constraints,
+    predictions: str | None = None,
+    trained: Path | None = None,
+    bundle: str | None = None,
+    data: DataSet | None = None,
     contacts: str | None = None,
     utility: str = "lower",
     expected_is_net: bool = True,
@@ -36,18 +44,59 @@ def recommend(
     exact_up_to: int = 1_000_000,
     num_customers: int = 20_000,
     seed: int = 0,
+    events: str | None = None,
+    attributes: str | None = None,
+    decisions: str | None = None,
+    cutoff: str | int | None = None,
+    actions: Mapping[str, Mapping[str, Any]] | None = None,
+    system: str | None = None,
+    policy: Mapping[str, Policy] | None = None,
+    kappa: float = 1.0,
+    trusted: Sequence[str] = (),
 ) -> Plan:
     """Write the plan and what explains it to the run's folder; docs/recommend.md names tables and metrics.
 
     predictions: a Parquet file, or ``example`` for simulated ones of ``num_customers`` with past contacts of their own.
+    trained, bundle: of objective=engagement, instead; what follows ``seed`` is read then only, as by ``score``, and the
+    plan begins where the open decisions lie. ``constraints.costs`` then replace those of the training.
     Raises InputError for inputs that do not fit, and for constraints that contradict each other, naming them.
     """
+    given = {"predictions": predictions, "run": trained, "bundle": bundle}
+    if sum(value is not None for value in given.values()) != 1:
+        raise InputError("recommend needs one of predictions=FILE, run=... and bundle=... (of objective=engagement).")
     source: Any = predictions
     past: Any = contacts
     if predictions == EXAMPLE:
         source, past = _draw_example(run, num_customers, seed, contacts)
         past = past if constraints.start is not None or contacts is not None else None
     started = time.perf_counter()
+    if predictions is None:
+        from constellation.bundle.files import is_engagement, locate
+        from constellation.commands.engagement.planning import score_for_plan
+        from constellation.commands.engagement.scoring import Question
+
+        folder = locate(trained if bundle is None else bundle)  # type: ignore[arg-type]
+        if not is_engagement(folder):
+            raise InputError(f"{folder} is no bundle of objective=engagement: it says nothing about actions.")
+        question = Question(
+            events=events,
+            attributes=attributes,
+            decisions=decisions,
+            cutoff=cutoff,
+            actions=actions,
+            costs=constraints.costs,
+            policy=policy,
+            system=system,
+            kappa=kappa,
+            seed=seed,
+            trusted=trusted,
+        )
+        scored = score_for_plan(
+            run, folder, question, constraints, trained=trained, data=data, contacts=contacts is not None
+        )
+        constraints, source = scored.constraints, scored.predictions
+        past = contacts if contacts is not None else scored.contacts
+        expected_is_net = True
     from constellation.allocation.offers import read_offers
 
     offers = read_offers(source, costs=constraints.costs, channels=constraints.channels, is_net=expected_is_net)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from constellation.errors import InputError
-from constellation.journeys.decision_checks import SEPARATOR, check_decisions, take_eligible
-from constellation.journeys.decision_rewards import reward_by_expression
-from constellation.schema import ACTION, CUSTOMER_ID, EVENT_TYPE
-from constellation.zones import MICROSECONDS_PER_DAY
+from constellation.journeys.decision_checks import SEPARATOR, check_decisions
+from constellation.schema import ACTION, CUSTOMER_ID
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +24,9 @@ DECISION_TIME = "decision_time"
 DEFAULT = "default"
 """In ``propensity`` by action: all actions that are not named."""
 TABLE_COLUMNS = (ACTION, "propensity", "eligible", "cost", "reward", "matured")
+CHANCE, CONTEXT = "propensity_", "context_"
+"""Columns of a table of decisions: the probability of each action (``propensity_mail``), and numbers that whoever
+decided had before them (``context_visits``)."""
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Decisions:
     customer could have been contacted. cost_Q: in units of the currency. reward_Q: what came after, less the cost.
     matured_Q: False where the reward window ends after the data do; the reward is then what was seen so far.
     choices_Q: codes int32 of ``choice_sets``, the actions that could be chosen, joined by ``|``; code 0 is all of them.
+    propensity_QA: of every action over ``actions[1:]``, where a table gives them all. context_QX: float32, what a table
+    says was known at the decision, by ``context_names``; None without such columns.
     """
 
     journey_Q: np.ndarray
@@ -52,6 +55,9 @@ class Decisions:
     matured_Q: np.ndarray
     choices_Q: np.ndarray | None = None
     choice_sets: list[str | None] = field(default_factory=lambda: [None])
+    propensity_QA: np.ndarray | None = None
+    context_QX: np.ndarray | None = None
+    context_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.choices_Q is None:
@@ -102,7 +108,8 @@ class DecisionRule:
     where the column is missing). ``grid``: every ``every_days`` back from the end of the data, each customer with an
     event so far; the action is that of the first event of ``types`` in the period that begins, or ``none``.
     ``table``: the source's own table of decisions (``customer_id, decision_time, action`` and, as known, ``propensity,
-    eligible, cost, reward, matured``). ``eligible`` is true or false, or the list of actions that could be chosen.
+    eligible, cost, reward, matured``). ``eligible`` is true or false, or the list of actions that could be chosen;
+    ``propensity_<action>`` of every action and ``context_<anything>``, a number known at the decision, are read too.
     reward: of the events ordered after the decision, up to and including ``decision_time + reward_days``: ``amount``
     (net money), ``purchases`` (their number), ``response`` (1 where any is a purchase), or an SQL expression that
     aggregates them (``sum(amount) - sum(reward_paid)``; see ``decision_rewards``). A reward column of a table is taken
@@ -151,7 +158,9 @@ class DecisionRule:
         Raises InputError for a propensity outside (0, 1], a chosen action that was not eligible, and a decision that
         lies after the data end.
         """
-        decisions = self._derive(store, table)
+        from constellation.journeys.decision_derivation import derived
+
+        decisions = derived(self, store, table)
         self._fill_propensity(decisions)
         check_decisions(decisions, store)
         return decisions
@@ -161,7 +170,7 @@ class DecisionRule:
         if self.propensity is None:
             return None
         names = decisions.actions[1:]
-        chance_A = np.array([self._propensity(name) for name in names])
+        chance_A = np.array([self.chance_of(name) for name in names])
         eligible_QA = decisions.eligible_QA()
         chance_QA = np.where(eligible_QA, chance_A, 0.0)
         # What could not be chosen left its share to the others.
@@ -174,7 +183,8 @@ class DecisionRule:
             )
         return chance_QA
 
-    def _propensity(self, action: str | None) -> float:
+    def chance_of(self, action: str | None) -> float:
+        """Probability of one action under the logging policy, where all can be chosen."""
         if isinstance(self.propensity, Mapping):
             found = self.propensity.get(str(action), self.propensity.get(DEFAULT))
             if found is None:
@@ -194,142 +204,8 @@ class DecisionRule:
         given_Q[rows] = chance_QA[rows, decisions.action_Q[rows] - 1]
         decisions.propensity_Q = given_Q
 
-    def _derive(self, store: Store, table: pl.DataFrame | None) -> Decisions:
-        if self.kind == "table":
-            if table is None:
-                raise InputError("decisions.kind=table needs a table: give the source decisions_sql.")
-            return self._from_table(store, table)
-        known = store.dictionaries[EVENT_TYPE]
-        missing = [name for name in self.types if name not in known]
-        if missing:
-            raise InputError(
-                f"decisions.types names {', '.join(missing)}, which no event has. "
-                f"Event types of the data: {', '.join(str(name) for name in known[1:])}."
-            )
-        contacts = np.flatnonzero(np.isin(store.categorical[EVENT_TYPE], [known.index(name) for name in self.types]))
-        return self._from_events(store, contacts) if self.kind == "events" else self._from_grid(store, contacts)
-
-    def _from_events(self, store: Store, contacts: np.ndarray) -> Decisions:
-        journey_Q = _journeys(store, contacts)
-        last_event_Q = np.where(contacts > store.first_event_C[journey_Q], contacts - 1, -1)
-        action_Q, actions = self._chosen(store, contacts)
-        return self._finish(store, journey_Q, store.time_N[contacts], last_event_Q, contacts + 1, action_Q, actions)
-
-    def _from_grid(self, store: Store, contacts: np.ndarray) -> Decisions:
-        assert self.every_days is not None
-        step = self.every_days * MICROSECONDS_PER_DAY
-        end, first = store.manifest.observed_until, store.manifest.first_time
-        times = np.arange(end - step, first - 1, -step, dtype=np.int64)[::-1]
-        journeys = np.arange(store.num_customers, dtype=np.int64)
-        # One date at a time keeps the memory at one row per customer until the rows are known to be wanted.
-        parts = []
-        for time in times:
-            last = store.last_event(journeys, np.full(len(journeys), time))
-            seen = np.flatnonzero(last >= 0)
-            parts.append((seen, np.full(len(seen), time), last[seen]))
-        nothing = np.empty(0, dtype=np.int64)
-        journey_Q, time_Q, last_event_Q = (np.concatenate([nothing, *(part[i] for part in parts)]) for i in range(3))
-        order = np.lexsort((time_Q, journey_Q))
-        journey_Q, time_Q, last_event_Q = journey_Q[order], time_Q[order], last_event_Q[order]
-        place_Q = np.searchsorted(contacts, last_event_Q + 1)
-        chosen_Q = contacts[np.minimum(place_Q, len(contacts) - 1)]
-        period_end_Q = store.last_event(journey_Q, time_Q + step)
-        sent_Q = (place_Q < len(contacts)) & (chosen_Q <= period_end_Q)
-        codes, actions = self._chosen(store, contacts)
-        action_Q = np.full(len(journey_Q), actions.index(NONE) if NONE in actions else len(actions), dtype=np.int32)
-        if NONE not in actions:
-            actions = [*actions, NONE]
-        action_Q[sent_Q] = codes[place_Q[sent_Q]]
-        return self._finish(store, journey_Q, time_Q, last_event_Q, last_event_Q + 1, action_Q, actions)
-
-    def _chosen(self, store: Store, contacts: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
-        """Codes of the action of each contact, its event type where it names none, and their dictionary."""
-        types = store.dictionaries[EVENT_TYPE]
-        type_Q = store.categorical[EVENT_TYPE][contacts]
-        if ACTION not in store.categorical:
-            return type_Q.astype(np.int32), list(types)
-        actions = list(store.dictionaries[ACTION])
-        for name in self.types:
-            if name not in actions:
-                actions.append(name)
-        of_type = np.array([actions.index(name) if name in actions else 0 for name in types], dtype=np.int32)
-        action_Q = store.categorical[ACTION][contacts]
-        return np.where(action_Q == 0, of_type[type_Q], action_Q).astype(np.int32), actions
-
-    def _from_table(self, store: Store, table: pl.DataFrame) -> Decisions:
-        import polars as pl
-
-        from constellation.journeys.order import StorageCodes
-        from constellation.schema import CATEGORICAL, texts
-
-        ids = pl.Series(CUSTOMER_ID, store.customer_id_C, dtype=table[CUSTOMER_ID].dtype)
-        table = table.with_columns(pl.Series("journey", np.arange(len(ids)))[ids.search_sorted(table[CUSTOMER_ID])])
-        table = table.sort(["journey", DECISION_TIME, *(name for name in TABLE_COLUMNS if name in table.columns)])
-        journey_Q, time_Q = table["journey"].to_numpy(), table[DECISION_TIME].to_numpy()
-        last_event_Q = store.last_event(journey_Q, time_Q)
-        coder = StorageCodes({ACTION: CATEGORICAL})
-        encoded = coder.encode(texts(table[ACTION]).to_frame())
-        actions = coder.dictionaries()[ACTION]
-        start_Q = np.where(last_event_Q >= 0, last_event_Q + 1, store.first_event_C[journey_Q])
-        decisions = self._finish(
-            store, journey_Q, time_Q, last_event_Q, start_Q, coder.rank(encoded)[ACTION].to_numpy(), actions,
-            cost_Q=_column(table, "cost"),
-        )  # fmt: skip
-        for name in ("propensity", "reward"):
-            given_Q = _column(table, name)
-            if given_Q is not None:
-                setattr(decisions, f"{name}_Q", given_Q)
-        if "reward" in table.columns:
-            decisions.matured_Q = table["reward"].is_not_null().to_numpy()
-        if "matured" in table.columns:
-            decisions.matured_Q = table["matured"].cast(pl.Boolean).fill_null(False).to_numpy()
-        if "eligible" in table.columns:
-            take_eligible(decisions, table["eligible"])
-        return decisions
-
-    def _finish(
-        self,
-        store: Store,
-        journey_Q: np.ndarray,
-        time_Q: np.ndarray,
-        last_event_Q: np.ndarray,
-        start_Q: np.ndarray,
-        action_Q: np.ndarray,
-        actions: Sequence[str | None],
-        *,
-        cost_Q: np.ndarray | None = None,
-    ) -> Decisions:
-        """Rewards from running sums over events ``start_Q`` up to the end of the reward window."""
-        if store.schema.clock == "order":
-            end_time_Q = time_Q + int(self.reward_days)  # ranks: so many steps
-        else:
-            end_time_Q = time_Q + round(self.reward_days * MICROSECONDS_PER_DAY)
-        last_Q = store.last_event(journey_Q, end_time_Q)
-        end_Q = np.maximum(last_Q + 1, start_Q)
-        if self.reward == "amount":
-            gained_Q = (store.amount_sum_N[end_Q] - store.amount_sum_N[start_Q]) / 1e6
-        elif self.reward in ("purchases", "response"):
-            gained_Q = (store.purchase_sum_N[end_Q] - store.purchase_sum_N[start_Q]).astype(np.float64)
-            if self.reward == "response":
-                gained_Q = np.minimum(gained_Q, 1.0)
-        else:
-            gained_Q = reward_by_expression(store, self.reward, start_Q, end_Q, time_Q)
-        if cost_Q is None:
-            cost_Q = np.array([self._cost(name) for name in actions])[action_Q]
-        return Decisions(
-            journey_Q=journey_Q,
-            time_Q=time_Q,
-            last_event_Q=last_event_Q,
-            action_Q=action_Q.astype(np.int32),
-            actions=list(actions),
-            propensity_Q=np.full(len(journey_Q), np.nan),
-            eligible_Q=np.ones(len(journey_Q), dtype=bool),
-            cost_Q=cost_Q,
-            reward_Q=gained_Q - cost_Q,
-            matured_Q=end_time_Q <= store.manifest.observed_until,
-        )
-
-    def _cost(self, action: str | None) -> float:
+    def cost_of(self, action: str | None) -> float:
+        """Of one action, in units of the currency."""
         if action is None or action == NONE:
             return 0.0
         return float(self.cost.get(action, 0.0)) if isinstance(self.cost, Mapping) else float(self.cost)
@@ -354,15 +230,5 @@ def clean_decisions(table: pl.DataFrame | None, schema: Any) -> pl.DataFrame | N
             columns.append(numbers(table[name]) if name in ("propensity", "cost", "reward") else table[name])
     import polars as pl
 
+    columns += [numbers(table[name]) for name in table.columns if name.startswith((CHANCE, CONTEXT))]
     return pl.DataFrame(columns)
-
-
-def _column(table: pl.DataFrame, name: str) -> np.ndarray | None:
-    if name not in table.columns:
-        return None
-    return table[name].fill_null(0.0 if name == "cost" else float("nan")).to_numpy()
-
-
-def _journeys(store: Store, events: np.ndarray) -> np.ndarray:
-    """Row of the customer of each event."""
-    return np.searchsorted(store.first_event_C, events, side="right").astype(np.int64) - 1

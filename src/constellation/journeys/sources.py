@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import importlib
-import inspect
 import os
 import re
 import tempfile
@@ -204,7 +202,8 @@ class FunctionSource:
     function: ``module:callable``; called with ``root`` (the data root, a Path) and ``arguments``. It returns the event
     table (pandas, polars or Arrow), an iterator of such tables, or a dict with ``events`` and, as wanted,
     ``attributes`` and ``decisions``.
-    files: globs relative to the data root that it reads; their sizes and times decide whether a store is still good.
+    files: globs relative to the data root that it reads; their sizes and times decide whether a store is still good,
+    and so does the code: the function's module and all of its own package that it imports.
     """
 
     function: str
@@ -217,14 +216,14 @@ class FunctionSource:
         return self.function
 
     def identity(self, root: str | Path | None = None) -> dict[str, Any]:
-        """Name, arguments, text of the module, and size and time of ``files``."""
-        source = inspect.getsourcefile(importlib.import_module(self._callable().__module__))
-        text = Path(source).read_bytes() if source else b""
+        """Name, arguments, the code it is made of (``own_code``), and size and time of ``files``."""
+        from constellation.journeys.own_code import code_digest
+
         paths = sorted({path for name in self.files for path in glob.glob(str(data_root(root) / name), recursive=True)})
         return {
             "function": self.function,
             "arguments": {name: repr(value) for name, value in sorted(self.arguments.items())},
-            "code": hashlib.blake2b(text, digest_size=16).hexdigest(),
+            "code": code_digest(self._callable().__module__),
             "files": [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths],
         }
 

@@ -16,6 +16,8 @@ MIN_SAMPLE_SHARE = 0.05
 """METHODS 4.6 H3: below about 5 % effective sample size no estimator is to be trusted."""
 MIN_SAMPLE = 100.0
 """Effective decisions below which a Student bound does not hold whatever their share."""
+ROUNDING = 1e-9
+"""Of a value: what sums of the same numbers in another order may differ by."""
 DELTA = 0.05
 """Chance of a wrong claim, shared by all candidates that were looked at."""
 
@@ -70,9 +72,11 @@ def judge(
     low, high = gained.value - width, gained.value + width
     detectable = width + float(student_t.ppf(0.8)) * error
     answer, reason = NOT_SHOWN, f"the bounds [{low:.4g}, {high:.4g}] contain 0"
-    if low > 0:
+    # Of two policies that are the same, rounding alone is left, and it varies so little that it would pass for shown.
+    rounding = ROUNDING * max(abs(candidate.value), abs(reference.value))
+    if low > rounding:
         answer, reason = BETTER, f"the lower bound {low:.4g} is above 0"
-    elif high < 0:
+    elif high < -rounding:
         answer, reason = WORSE, f"the upper bound {high:.4g} is below 0"
     stopped = _gate(diagnosis, min_sample_share)
     if stopped is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from constellation.commands.engagement.options import EngagementOptions
 from constellation.errors import InputError
-from constellation.journeys.decision_features import FeatureTable, action_features, decision_features
+from constellation.journeys.decision_features import FeatureRecipe, FeatureTable, action_features
 from constellation.journeys.decisions import Decisions
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.windows import parse_cutoff
@@ -25,7 +25,8 @@ LOGGED, PARTLY, FITTED = "logged", "logged for the chosen action", "fitted"
 @dataclass(frozen=True)
 class Decided:
     """decisions: those used, matured and with a known action. propensities: where they come from, in words.
-    num_immature: left out, for their reward was not known yet."""
+    num_immature: left out, for their reward was not known yet. recipe: of the features. propensity_models: fitted
+    classifiers, none where the logging policy is known."""
 
     decisions: Decisions
     log: Log
@@ -34,6 +35,8 @@ class Decided:
     action_AY: np.ndarray
     propensities: str
     num_immature: int
+    recipe: FeatureRecipe
+    propensity_models: tuple[Any, ...]
 
 
 def decided(data: DataSet, store: Store, options: EngagementOptions, seed: int) -> Decided:
@@ -55,24 +58,26 @@ def decided(data: DataSet, store: Store, options: EngagementOptions, seed: int) 
             f"Shorten reward_days ({data.decisions.reward_days:g}) or bring later data."
         )
     # Features know decisions before these, matured or not: they are the past all the same.
-    table = decision_features(store, whole, options.windows_days)
+    recipe = FeatureRecipe.of(store, whole, options.windows_days, context_alone=options.context_alone)
+    table = recipe.compute(store, whole)
     features = FeatureTable(table.names, table.values_QX[rows])
     kept = _take(whole, rows)
     actions = tuple(str(name) for name in kept.actions[1:])
     action_Q = kept.action_Q.astype(np.int64) - 1
     fold_Q = _folds(kept, store, options, data.decisions.reward_days, seed)
     eligible_QA = kept.eligible_QA()
-    logging_QA, source = _logging(data, kept, features, action_Q, fold_Q, eligible_QA, seed)
+    fitted: list[Any] = []
+    logging_QA, source = _logging(data, kept, features, action_Q, fold_Q, eligible_QA, seed, fitted)
     log = Log(actions, action_Q, np.asarray(kept.reward_Q, dtype=np.float64), logging_QA, kept.journey_Q, eligible_QA)
     _, action_AY = action_features(list(actions), data.decisions.action_features)
-    return Decided(kept, log, fold_Q, features, action_AY, source, num_immature)
+    return Decided(kept, log, fold_Q, features, action_AY, source, num_immature, recipe, tuple(fitted))
 
 
 def _take(decisions: Decisions, rows: np.ndarray) -> Decisions:
     arrays = {
         name: np.asarray(value)[rows]
         for name, value in vars(decisions).items()
-        if name.endswith("_Q") and value is not None
+        if name.endswith(("_Q", "_QA", "_QX")) and value is not None
     }
     return replace(decisions, **arrays)
 
@@ -97,9 +102,13 @@ def _logging(
     fold_Q: np.ndarray,
     eligible_QA: np.ndarray,
     seed: int,
+    fitted: list[Any],
 ) -> tuple[np.ndarray, str]:
-    """Probabilities of all actions: by rule, else completed from those of the chosen ones, else fitted."""
+    """Probabilities of all actions: by rule, else completed from those of the chosen ones, else fitted (the models are
+    put into ``fitted``)."""
     assert data.decisions is not None
+    if decisions.propensity_QA is not None:
+        return np.where(eligible_QA, decisions.propensity_QA, 0.0), LOGGED
     by_rule_QA = data.decisions.logging_QA(decisions)
     known_Q = np.isfinite(decisions.propensity_Q)
     if by_rule_QA is not None and (not known_Q.any() or _agrees(by_rule_QA, action_Q, decisions.propensity_Q)):
@@ -110,7 +119,9 @@ def _logging(
             "which case they are fitted."
         )
     num_actions = eligible_QA.shape[1]
-    chance_QA = fitted_propensities(features.values_QX, action_Q, num_actions, fold_Q, decisions.journey_Q, seed=seed)
+    chance_QA = fitted_propensities(
+        features.values_QX, action_Q, num_actions, fold_Q, decisions.journey_Q, seed=seed, keep=fitted.append
+    )
     chance_QA = np.where(eligible_QA, chance_QA, 0.0)
     chance_QA /= chance_QA.sum(axis=1, keepdims=True)
     if not known_Q.any():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constellation.commands.engagement.seeds import over_seeds
 from constellation.policies.evaluation import CONSTANT, LOGGED, Evaluated, Experiment, evaluate_policies, table
 from constellation.policies.intervals import numbered
-from constellation.policies.saved import Saved
+from constellation.policies.saved import Saved, load_seeds
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from constellation.policies.budget import BudgetCurve
@@ -33,34 +36,83 @@ def judge_policies(
     """Write ``policy/<name>/...`` for each policy beside the logging policy and the best constant one.
 
     system: whose predictions the policies read; by default the first of the run (the sequence model, where there is
-    one).
+    one). Of several seeds the means are written, the spreads beside them, and the verdicts in which all agree; tables,
+    figures and predictions are those of the first.
     """
-    saved = Saved.load(trained)
-    experiment = saved.experiment(system)
-    name = system or next(iter(saved.systems))
-    run.set_tag("trained", trained.name)
-    run.set_tag("system", name)
-    log = experiment.judged_log
-    print(
-        f"{saved.facts['data']}: {len(log):,} decisions judged, predictions of {name}, "
-        f"propensities {saved.facts['propensities']}; a claim may be wrong with 5 chances in 100, shared by "
-        f"{max(1, len(policy.keys() - {LOGGED, CONSTANT}))} policies"
-    )
-    evaluated = evaluate_policies(experiment, policy, num_resamples=num_resamples)
-    for policy_name, each in evaluated.items():
-        run.log_metrics({f"policy/{policy_name}/{key}": value for key, value in each.numbers().items()})
+    of_seeds = []
+    saved_of = load_seeds(trained)
+    for place, saved in enumerate(saved_of):
+        experiment = saved.experiment(system)
+        log = experiment.judged_log
+        if place == 0:
+            name = system or next(iter(saved.systems))
+            run.set_tag("trained", trained.name)
+            run.set_tag("system", name)
+            print(
+                f"{saved.facts['data']}: {len(log):,} decisions judged, predictions of {name}, "
+                f"propensities {saved.facts['propensities']}; a claim may be wrong with 5 chances in 100, shared by "
+                f"{max(1, len(policy.keys() - {LOGGED, CONSTANT}))} policies"
+            )
+        if len(saved_of) > 1:
+            print(f"seed {saved.facts['seed']}")
+        evaluated = evaluate_policies(experiment, policy, num_resamples=num_resamples)
+        _print(evaluated)
+        uplift, scores = _uplift(experiment)
+        risk = _risk(experiment)
+        numbers = {
+            f"policy/{policy_name}/{key}": value
+            for policy_name, each in evaluated.items()
+            for key, value in each.numbers().items()
+        }
+        of_seeds.append(numbers | uplift | _abstentions(risk))
+        if place == 0:
+            _leave(run, saved, experiment, evaluated, scores, risk)
+    together = over_seeds(of_seeds)
+    run.log_metrics(together)
+    if len(of_seeds) > 1:
+        _print_seeds(together, len(of_seeds))
+    return dict(run.metrics)
+
+
+def _leave(
+    run: Run,
+    saved: Saved,
+    experiment: Experiment,
+    evaluated: Mapping[str, Evaluated],
+    uplift: _Uplift,
+    risk: pd.DataFrame,
+) -> None:
+    """Tables, figures and predictions of one seed."""
     frame = table(evaluated)
     run.log_table("policies", frame)
     frame.to_parquet(run.folder / "policies.parquet")
-    _print(evaluated)
     if len(evaluated) > 1:
         from constellation.policies.diagnostics import overlap_figure
 
-        run.log_figure("overlap", overlap_figure(log, {key: each.target_QA for key, each in evaluated.items()}))
-    run.log_metrics(_uplift(run, experiment))
-    run.log_metrics(_risk(run, experiment))
+        targets = {key: each.target_QA for key, each in evaluated.items()}
+        run.log_figure("overlap", overlap_figure(experiment.judged_log, targets))
+    if uplift.targeting is not None:
+        uplift.targeting.to_parquet(run.folder / "toc.parquet")
+    if uplift.budget is not None:
+        import pandas as pd
+
+        pd.DataFrame(vars(uplift.budget)).to_parquet(run.folder / "budget_curve.parquet")
+        run.log_figure("budget_curve", _budget_figure(uplift.budget))
+    run.log_table("risk_coverage", risk)
     _predictions(run, saved, experiment, evaluated)
-    return dict(run.metrics)
+
+
+def _print_seeds(together: Mapping[str, float], num_seeds: int) -> None:
+    print(f"means over {num_seeds} seeds, +- their standard deviation")
+    for key, value in together.items():
+        head, _, last = key.rpartition("/")
+        if last in ("value_dr", "gain_over_best_constant") and head != f"policy/{LOGGED}":
+            print(f"  {head.removeprefix('policy/'):<16} {last:<26} {value:>+10.4g} +- {together[f'{key}_sd']:.2g}")
+        if last == "gain_over_random":
+            print(
+                f"  {head.removeprefix('uplift/'):<16} {last:<26} {value:>+10.4g} +- {together[f'{key}_sd']:.2g} "
+                f"(se {together[f'{key}_se']:.2g})"
+            )
 
 
 def _print(evaluated: Mapping[str, Evaluated]) -> None:
@@ -85,7 +137,15 @@ def _print(evaluated: Mapping[str, Evaluated]) -> None:
             )
 
 
-def _uplift(run: Run, experiment: Experiment) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Uplift:
+    """targeting: curves by action; budget: the value against what is spent. None where ``none`` is no action."""
+
+    targeting: pd.DataFrame | None = None
+    budget: BudgetCurve | None = None
+
+
+def _uplift(experiment: Experiment) -> tuple[dict[str, float], _Uplift]:
     """Where ``none`` is an action: Qini and RATE of the best other action, gains over random contact, budget curve."""
     import pandas as pd
 
@@ -95,7 +155,7 @@ def _uplift(run: Run, experiment: Experiment) -> dict[str, float]:
 
     log = experiment.judged_log
     if NONE not in log.actions or len(log.actions) < 2:
-        return {}
+        return {}, _Uplift()
     none = log.actions.index(NONE)
     scores_QA, model_QA = experiment.scores(), experiment.model_QA
     means_A = scores_QA.mean(axis=0)
@@ -139,17 +199,13 @@ def _uplift(run: Run, experiment: Experiment) -> dict[str, float]:
             f"contact with "
             f"{log.actions[random_action]} {found.over_random:+.4g} (se {found.error:.2g})"
         )
-    if rows:
-        pd.concat(rows).to_parquet(run.folder / "toc.parquet")
     cost_QA = np.ones(model_QA.shape)
     cost_QA[:, none] = 0.0
     curve_P = budget_curve(
         model_QA, scores_QA, cost_QA, none, random_action=random_action, customer_Q=log.customer_Q,
         eligible_QA=log.eligible_QA,
     )  # fmt: skip
-    pd.DataFrame(vars(curve_P)).to_parquet(run.folder / "budget_curve.parquet")
-    run.log_figure("budget_curve", _budget_figure(curve_P))
-    return metrics
+    return metrics, _Uplift(pd.concat(rows) if rows else None, curve_P)
 
 
 def _budget_figure(curve: BudgetCurve) -> Figure:
@@ -167,7 +223,7 @@ def _budget_figure(curve: BudgetCurve) -> Figure:
     return figure
 
 
-def _risk(run: Run, experiment: Experiment) -> dict[str, float]:
+def _risk(experiment: Experiment) -> pd.DataFrame:
     """Abstention and value of the pessimistic policy at each kappa (METHODS 3.7)."""
     import pandas as pd
 
@@ -183,8 +239,14 @@ def _risk(run: Run, experiment: Experiment) -> dict[str, float]:
             {"kappa": kappa, "abstention": abstention(target_QA, log.actions), "value_dr": value.value,
              "value_dr_low": value.low, "value_dr_high": value.high}
         )  # fmt: skip
-    run.log_table("risk_coverage", pd.DataFrame(rows))
-    return {f"risk_coverage/kappa_{row['kappa']:g}/abstention": row["abstention"] for row in rows}
+    return pd.DataFrame(rows)
+
+
+def _abstentions(risk: pd.DataFrame) -> dict[str, float]:
+    return {
+        f"risk_coverage/kappa_{kappa:g}/abstention": float(share)
+        for kappa, share in zip(risk["kappa"], risk["abstention"], strict=True)
+    }
 
 
 def _predictions(run: Run, saved: Saved, experiment: Experiment, evaluated: Mapping[str, Evaluated]) -> None:

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from constellation.commands.engagement.bundling import bundle_of
 from constellation.commands.engagement.decided import FITTED, Decided, decided
 from constellation.commands.engagement.options import EngagementOptions
+from constellation.commands.engagement.seeds import over_seeds
 from constellation.errors import InputError
-from constellation.policies.cross_fit import Predictions, cross_fit
-from constellation.policies.saved import Saved
+from constellation.policies.cross_fit import FoldModels, Predictions, cross_fit
+from constellation.policies.saved import Saved, seed_folder
 
 if TYPE_CHECKING:
     from constellation.journeys.dataset import DataSet
     from constellation.journeys.store import Store
     from constellation.policies.outcomes import OutcomeModel
     from constellation.tracking import Run
+    from constellation.training.engagement_study import FoldSequence
     from constellation.training.learner import OptimizerFactory
     from constellation.training.options import TrainingOptions
 
@@ -37,24 +40,68 @@ def learn(
     options: EngagementOptions,
     seeds: Sequence[int],
 ) -> dict[str, float]:
-    """Fit every system, say how well each predicts, and leave ``engagement/`` for ``evaluate policy=...``."""
+    """Fit every system, say how well each predicts, and leave ``engagement/`` for ``evaluate policy=...``, and
+    ``bundle/`` for ``score``, ``export`` and ``recommend``.
+
+    seeds: each draws folds and models of its own; metrics are their means, with ``<name>_sd`` beside. The first is what
+    is scored and exported; ``evaluate`` judges all, those beyond the first from ``seeds/<seed>/engagement/``.
+    """
     from constellation.journeys.prepare import prepare
 
-    if len(seeds) != 1:
-        raise InputError("objective=engagement takes one seed at a time: write seeds=[0].")
-    seed = int(seeds[0])
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds must be one or several different numbers, such as seeds=[0,1,2]; found {list(seeds)}.")
+    if not outcome:
+        raise InputError("objective=engagement needs at least one outcome model, such as outcome=[ridge].")
+    if options.test_from is not None and len(seeds) > 1:
+        print("engagement.test_from: the decisions judged are the same for all seeds, the models differ")
     store = prepare(data)
     run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
-    run.set_tag("seed", seed)
-    ground = decided(data, store, options, seed)
-    _opening(data.name, ground)
+    run.set_tag("seed", ",".join(str(seed) for seed in seeds))
+    if options.sequence_model and store.num_events == 0:
+        print("no events: the sequence model has nothing to read and is left out")
+    of_seeds = []
+    for place, seed in enumerate(map(int, seeds)):
+        ground = decided(data, store, options, seed)
+        if place == 0:
+            _opening(data.name, ground)
+        if len(seeds) > 1:
+            print(f"seed {seed}")
+        kept: dict[str, list[FoldModels | FoldSequence]] = {}
+        systems, metrics = _fitted(store, ground, model_config, outcome, optimizer, training, options, seed, kept)
+        _saved(data, store, ground, systems, seed).save(run.folder if place == 0 else seed_folder(run.folder, seed))
+        facts = {"engagement/num_decisions": len(ground.log), "engagement/num_immature": ground.num_immature}
+        of_seeds.append(metrics | facts)
+        if place == 0:
+            costs_A = _costs(ground)
+            bundle = bundle_of(data, store, ground, kept, costs_A, training.max_events, metrics, seed)
+            if bundle is not None:
+                bundle.save(run.folder / "bundle")
+                run.log_file(run.folder / "bundle")
+    run.log_metrics(over_seeds(of_seeds))
+    print("To judge policies by these decisions:")
+    print(
+        f"  constellation evaluate run={run.folder} policy=[greedy,softmax,pessimistic,doubly_robust,thompson,uniform]"
+    )
+    return dict(run.metrics)
+
+
+def _fitted(
+    store: Store,
+    ground: Decided,
+    model_config: Mapping[str, Any],
+    outcome: Mapping[str, OutcomeModel],
+    optimizer: OptimizerFactory,
+    training: TrainingOptions,
+    options: EngagementOptions,
+    seed: int,
+    kept: dict[str, list[FoldModels | FoldSequence]],
+) -> tuple[dict[str, Predictions], dict[str, float]]:
+    """Predictions by system, the sequence model first, and how good they are; fitted models are put into ``kept``."""
     systems: dict[str, Predictions] = {}
     metrics: dict[str, float] = {}
     with_sequences = options.sequence_model and store.num_events > 0
-    if options.sequence_model and not with_sequences:
-        print("no events: the sequence model has nothing to read and is left out")
-    if not outcome:
-        raise InputError("objective=engagement needs at least one outcome model, such as outcome=[ridge].")
+    if with_sequences:
+        kept[MODEL] = []
     for name, model in outcome.items():
         start = time.perf_counter()
         systems[name] = cross_fit(
@@ -71,29 +118,33 @@ def learn(
             clip_quantile=options.clip_quantile,
             seed=seed,
             progress=_progress(),
+            keep=kept.setdefault(name, []).append,
         )
         metrics[f"outcome/{name}/seconds"] = time.perf_counter() - start
     if with_sequences:
         start = time.perf_counter()
-        found = _sequences(store, ground, model_config, optimizer, training, options, systems, seed)
+        found = _sequences(store, ground, model_config, optimizer, training, options, systems, seed, kept[MODEL].append)
         systems = {MODEL: found, **systems}
         metrics[f"outcome/{MODEL}/seconds"] = time.perf_counter() - start
     for name, predictions in systems.items():
         metrics |= {f"outcome/{name}/{key}": value for key, value in fit_of(ground, predictions).items()}
         print(
             f"  {name:<20} R2 {metrics[f'outcome/{name}/r2']:.4f}, of which effects "
-            f"{metrics[f'outcome/{name}/r2_effects']:.4f}; kept {metrics[f'outcome/{name}/kept']:.2f} of the "
-            f"differences"
+            f"{metrics[f'outcome/{name}/r2_effects']:.4f}; kept {metrics[f'outcome/{name}/kept_size']:.2f} of how "
+            f"strongly customers respond, {metrics[f'outcome/{name}/kept']:.2f} of what suits whom"
         )
-    costs_A = _costs(ground)
-    Saved(
+    return systems, metrics
+
+
+def _saved(data: DataSet, store: Store, ground: Decided, systems: dict[str, Predictions], seed: int) -> Saved:
+    return Saved(
         log=ground.log,
         fold_Q=ground.fold_Q,
         features_QX=ground.features.values_QX,
         feature_names=ground.features.names,
         time_Q=np.asarray(ground.decisions.time_Q),
         customer_ids_Q=store.customer_id_C[ground.decisions.journey_Q],
-        cost_A=costs_A,
+        cost_A=_costs(ground),
         systems=systems,
         facts={
             "data": data.name,
@@ -103,15 +154,7 @@ def learn(
             "num_immature": ground.num_immature,
             "seed": seed,
         },
-    ).save(run.folder)
-    run.log_metrics(
-        metrics | {"engagement/num_decisions": len(ground.log), "engagement/num_immature": ground.num_immature}
     )
-    print("To judge policies by these decisions:")
-    print(
-        f"  constellation evaluate run={run.folder} policy=[greedy,softmax,pessimistic,doubly_robust,thompson,uniform]"
-    )
-    return dict(run.metrics)
 
 
 def fit_of(ground: Decided, predictions: Predictions) -> dict[str, float]:
@@ -128,7 +171,8 @@ def fit_of(ground: Decided, predictions: Predictions) -> dict[str, float]:
     return {
         "r2": r2,
         "r2_effects": r2 - without,
-        "kept": float(predictions.kept_K.mean()),
+        "kept_size": float(predictions.kept_K2[:, 0].mean()),
+        "kept": float(predictions.kept_K2[:, 1].mean()),
         "bias": float((chosen_Q - reward_Q)[judged].mean()),
     }
 
@@ -142,6 +186,7 @@ def _sequences(
     options: EngagementOptions,
     systems: Mapping[str, Predictions],
     seed: int,
+    keep: Callable[[FoldSequence], None],
 ) -> Predictions:
     from constellation.training.engagement_study import cross_fit_sequences
 
@@ -159,6 +204,7 @@ def _sequences(
         clip_quantile=options.clip_quantile,
         seed=seed,
         progress=_progress(),
+        keep=keep,
     )
 
 
@@ -192,10 +238,13 @@ def _progress() -> Callable[[str, int, int], None]:
     start = time.perf_counter()
 
     def show(name: str, done: int, total: int) -> None:
+        left = (time.perf_counter() - start) / max(done, 1) * (total - done)
+        said = f"  {name}: {done} of {total} fits, {left:.0f} s left"
         if sys.stderr.isatty():
-            left = (time.perf_counter() - start) / max(done, 1) * (total - done)
-            print(f"\r  {name}: {done} of {total} fits, {left:.0f} s left   ", end="", file=sys.stderr, flush=True)
+            print(f"\r{said}   ", end="", file=sys.stderr, flush=True)
             if done >= total - 1:
                 print(file=sys.stderr)
+        elif done % max(total // 5, 1) == 0:
+            print(said, flush=True)
 
     return show

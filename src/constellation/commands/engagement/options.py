@@ -12,10 +12,12 @@ class EngagementOptions:
     """How decisions are split and how their rewards are modelled.
 
     num_folds: over persons; a customer's decisions are predicted and judged by models of the other folds. test_from: a
-    date or time instead: decisions from then on are judged, earlier ones whose rewards were known by then are learned
-    from. num_members: of the ensembles, by bootstrap of customers. num_inner: inner folds of the training customers.
+    date or time instead: decisions after it (a date: after that day) are judged, earlier ones whose rewards were known
+    by then are learned from. num_members: of the ensembles, by bootstrap of customers. num_inner: inner folds of the
+    training customers.
     clip_quantile: rewards are cut at this quantile where models learn from them (never where values are estimated);
-    1 cuts nothing. windows_days: of the aggregates. sequence_model: train the encoder too, where there are events.
+    1 cuts nothing. windows_days: of the aggregates. context_alone: outcome models read what the table of decisions says
+    was known (``context_...``) and nothing else. sequence_model: train the encoder too, where there are events.
     """
 
     num_folds: int = 5
@@ -24,6 +26,7 @@ class EngagementOptions:
     num_inner: int = 2
     clip_quantile: float = 0.99
     windows_days: tuple[int, ...] = (3, 7, 14, 30, 91, 365)
+    context_alone: bool = False
     sequence_model: bool = True
 
     def __post_init__(self) -> None:
