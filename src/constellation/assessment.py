@@ -14,8 +14,10 @@ from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.waits import Waits, churn_types, has_left, waits
 from constellation.journeys.windows import CLOCK_CHANGE, Queries
 from constellation.metrics.evaluate import Evaluation, equal_count_labels
+from constellation.metrics.names import flat_name
 from constellation.metrics.ranking import concatenate, product_columns
 from constellation.metrics.survival import Followed, SurvivalStatistics, watched_enough
+from constellation.recalibration import Shock, Total, Totals
 from constellation.schema import AMOUNT
 
 SLICES = ("tenure", "recency", "spend_decile", "history")
@@ -49,9 +51,14 @@ class Assessment:
     def __post_init__(self) -> None:
         self.evaluation.notes["next_product"] = EXCLUDED if self.exclude_seen else INCLUDED
         self.customer_Q = np.asarray(self.store.customer_id_C)[self.queries.journey_Q]
+        self.totals: dict[tuple[str, str, str], tuple[Total, float]] = {}
 
-    def add(self, system: str, predict: Predict) -> None:
-        """Ask one system everything and score what it can say."""
+    def add(self, system: str, predict: Predict, shocks: Mapping[str, Shock] | None = None) -> None:
+        """Ask one system everything and score what it can say.
+
+        shocks: of ``value`` and ``purchases``, shared by all customers; where given (even empty), the intervals of
+        totals are kept too, in ``totals`` by split, target and system with what was realised.
+        """
         answers, products = self._ask(predict)
         for split, rows in self.splits.items():
             if not rows.any():
@@ -65,10 +72,49 @@ class Assessment:
                     said = {key: values[rows] for key, values in answers.items() if key.startswith(f"{target}_")}
                     realised = realised_QK[rows, column].astype(np.float64)
                     self.evaluation.add_value(split, target, system, realised, said, self.customer_Q[rows], observed)
+                    if shocks is not None:
+                        self._add_total(split, target, system, realised[observed], said, observed, shocks)
             self._add_survival(split, system, rows, answers)
             if products:
                 columns = {key: values[rows] for key, values in products.items()}
                 self.evaluation.add_products(split, system, columns, self.customer_Q[rows])
+
+    def _add_total(
+        self,
+        split: str,
+        target: str,
+        system: str,
+        realised_Q: np.ndarray,
+        said: Mapping[str, np.ndarray],
+        observed_Q: np.ndarray,
+        shocks: Mapping[str, Shock],
+    ) -> None:
+        totals = Totals(len(realised_Q))
+        totals.add(np.arange(len(realised_Q)), {name: values[observed_Q] for name, values in said.items()})
+        for total in totals.intervals(shocks).values():  # one, or none where the system gives no quantiles
+            self.totals[split, target, system] = total, float(realised_Q.sum())
+
+    def total_metrics(self) -> dict[str, float]:
+        """``test/value_91d/model/total_expected``, ``total_q05``, ``total_q95``; ``total_coverage_90``: 1 if inside."""
+        flat: dict[str, float] = {}
+        for (split, target, system), (total, realised) in self.totals.items():
+            found = {
+                "total_expected": total.expected,
+                "total_q05": total.low,
+                "total_q95": total.high,
+                "total_coverage_90": float(total.low <= realised <= total.high),
+            }
+            flat |= {flat_name(split, target, system, name): value for name, value in found.items()}
+        return flat
+
+    def total_lines(self, system: str, split: str) -> list[str]:
+        """The totals of one system, for people."""
+        return [
+            f"total {target}: expected {total.expected:,.0f}, 90 % interval {total.low:,.0f} to {total.high:,.0f}, "
+            f"realised {realised:,.0f}"
+            for (of_split, target, of_system), (total, realised) in self.totals.items()
+            if (of_split, of_system) == (split, system)
+        ]
 
     def _add_survival(self, split: str, system: str, rows: np.ndarray, answers: Mapping[str, np.ndarray]) -> None:
         """P(purchase) over each horizon, and P(active) where ends of the relationship are declared."""

@@ -14,9 +14,11 @@ PACKAGE = "constellation"
 FLOORS: dict[str, float] = {
     "errors": 0, "memory": 0, "paths": 0.1, "zones": 0.1, "schema": 0.2,
     "kernels": 0.5, "journeys": 1, "distributions": 1, "metrics": 1, "worlds": 1, "tracking": 1,
+    "prior": 1.5,
     "encoders": 2, "objectives": 2, "baselines": 2, "allocation": 2, "policies": 2, "model": 2, "building": 2,
     "recalibration": 2,
-    "answering": 2.5, "training": 3, "bundle": 3, "assessment": 4, "reporting": 4, "backtesting": 4, "tuning": 4,
+    "answering": 2.5, "explanation": 2.7, "training": 3, "bundle": 3,
+    "beginning": 4, "assessment": 4, "reporting": 4, "backtesting": 4, "tuning": 4,
     "commands": 5,
     "manual": 6, "cli": 7,
 }  # fmt: skip

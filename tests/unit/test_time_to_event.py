@@ -155,11 +155,14 @@ def test_it_learns_from_a_history_shorter_than_any_horizon():
     store = make_store(events_frame(rows), observed_until=at(20))
     vocabulary = fit_vocabulary(store, at(15))
     journeys = np.arange(600)
-    objective, batch, readout_QD = fitted(store, vocabulary, at(3) + 1, np.full(600, at(1)), journeys)
+    objective, batch, readout_QD = fitted(store, vocabulary, at(3) + 1, np.full(600, at(1)), journeys, steps=400)
     assert not batch.targets.observed_QK.any()
     waiting = objective.next_purchase(readout_QD[:1])
     assert waiting.survival_at(1).item() == pytest.approx(math.exp(-0.5), abs=0.05)
     assert waiting.survival_at(2).item() == pytest.approx(math.exp(-1.0), abs=0.05)
+    # Beyond what was watched things go on about as they were, by steps of logits and not of hazards.
+    assert waiting.survival_at(3).item() == pytest.approx(math.exp(-1.5), abs=0.06)
+    assert waiting.survival_at(10).item() == pytest.approx(math.exp(-5.0), abs=0.03)
 
 
 def test_data_without_declared_ends_are_active_while_they_buy():

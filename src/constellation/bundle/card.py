@@ -31,9 +31,9 @@ def model_card(bundle: Bundle, columns: Mapping[str, tuple[str, str]]) -> str:
         "Or: `constellation score bundle=path/to/this/folder events=events.parquet cutoff=2024-12-31`.",
         "## Columns of the answer",
         "One row per customer with an event at or before the cutoff, or with a row of attributes.",
-        _table(["column", "unit", "meaning"], _answer_rows(columns)),
+        markdown_table(["column", "unit", "meaning"], _answer_rows(columns)),
         "## Columns it reads",
-        _table(["column", "kind", "note"], _event_rows(bundle)),
+        markdown_table(["column", "kind", "note"], _event_rows(bundle)),
     ]
     if bundle.vocabulary.attribute_names:
         numeric = bundle.vocabulary.attributes_numeric
@@ -42,13 +42,18 @@ def model_card(bundle: Bundle, columns: Mapping[str, tuple[str, str]]) -> str:
         ]
         sections += [
             "Attributes, an optional second table with one row per customer:",
-            _table(["column", "kind"], [[f"`{CUSTOMER_ID}`", "key"], *rows]),
+            markdown_table(["column", "kind"], [[f"`{CUSTOMER_ID}`", "key"], *rows]),
         ]
-    sections += ["## Trained on", _table(["fact", ""], _fact_rows(bundle))]
+    sections += ["## Trained on", markdown_table(["fact", ""], _fact_rows(bundle))]
+    lines = [] if bundle.corrections is None else bundle.corrections.describe()
+    sections += [
+        "## Recalibration",
+        "\n".join(f"- {line}" for line in lines) if lines else "None: answers are as the model was fitted.",
+    ]
     numbers = {name: value for name, value in bundle.metrics.items() if value is not None and math.isfinite(value)}
     if numbers:
         rows = [[f"`{name}`", f"{value:.4g}"] for name, value in sorted(numbers.items())]
-        sections += ["## Metrics", _table(["metric", "value"], rows)]
+        sections += ["## Metrics", markdown_table(["metric", "value"], rows)]
     sections += ["## Limits", "\n".join(f"- {line}" for line in _limits(bundle))]
     return "\n\n".join(sections) + "\n"
 
@@ -104,6 +109,7 @@ def _limits(bundle: Bundle) -> Iterable[str]:
         yield "Amounts must be in the currency and unit of the training data."
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells below a head."""
     lines = [list(head), ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from constellation.tracking import Tracking
 
 WEIGHTS, CONTENT, CARD = "weights.safetensors", "bundle.json", "README.md"
-FORMAT, FORMAT_VERSION = "constellation-bundle", 1
+FORMAT, FORMAT_VERSION, OLDEST_VERSION = "constellation-bundle", 2, 2
+"""Version 2 may carry a recalibration, which an older release would leave out; its readout has a part for newcomers."""
+
+ENGAGEMENT = "engagement"
+"""The part of ``bundle.json`` that only a bundle of ``objective=engagement`` has."""
 
 Part = TypeVar("Part")
 
@@ -58,8 +62,8 @@ def _check_seeds(run: Path) -> None:
         raise InputError(f"{run} was trained with several seeds, and each has a bundle. Name one: {', '.join(seeds)}.")
 
 
-def read_content(folder: Path) -> dict[str, Any]:
-    """``bundle.json``, checked for what it claims to be."""
+def read_content(folder: Path, what: str = "model") -> dict[str, Any]:
+    """``bundle.json``, checked for what it claims to be; ``what`` is the part that tells the kinds of bundle apart."""
     for name in (CONTENT, WEIGHTS):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is no whole bundle: {name} is missing. Copy the folder again, or export again.")
@@ -75,8 +79,16 @@ def read_content(folder: Path) -> dict[str, Any]:
             f"{folder} has format version {version}, this release reads up to {FORMAT_VERSION}. It was written by "
             f"constellation {content.get('package_version')}, here is {__version__}: update the package."
         )
-    if not isinstance(content.get("model"), dict):
-        raise InputError(f"{folder / CONTENT} lacks its part 'model'. Export the bundle again.")
+    if version < OLDEST_VERSION:
+        raise InputError(
+            f"{folder} has format version {version}, this release reads {OLDEST_VERSION} to {FORMAT_VERSION}: its "
+            "model lacks parts that models have by now. Train again, or score with the release that wrote it."
+        )
+    if not isinstance(content.get(what), dict):
+        if isinstance(content.get(ENGAGEMENT if what == "model" else "model"), dict):
+            right = "EngagementBundle" if what == "model" else "Bundle"
+            raise InputError(f"{folder} is a bundle of another kind: read it with {right}.load.")
+        raise InputError(f"{folder / CONTENT} lacks its part {what!r}. Export the bundle again.")
     return content
 
 
@@ -109,6 +121,33 @@ def write_weights(folder: Path, model: nn.Module) -> None:
     from safetensors.torch import save_model
 
     save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
+
+
+def read_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """All arrays of a bundle by name."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{folder / WEIGHTS} is damaged or cut short ({error}). Copy the bundle again, or export again."
+        ) from None
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save
+
+    # The library takes the memory as it lies, whatever the strides say.
+    plain_arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    (folder / WEIGHTS).write_bytes(save(plain_arrays, metadata={"format": "np"}))
+
+
+def is_engagement(folder: Path) -> bool:
+    """Whether a bundle answers about actions: an ``EngagementBundle``."""
+    path = folder / CONTENT
+    return path.is_file() and ENGAGEMENT in json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_content(folder: Path, content: Mapping[str, Any]) -> None:

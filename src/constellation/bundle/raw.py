@@ -36,19 +36,47 @@ def read_events(path: str | Path, schema: EventSchema, wanted: Sequence[str]) ->
     if schema.clock == "order" and EVENT_TIME in frame.columns:
         changed.append(pl.col(EVENT_TIME).cast(pl.Int64, strict=False))
     frame = frame.with_columns(changed)
-    if CUSTOMER_ID in frame.columns:
-        numbers = frame[CUSTOMER_ID].cast(pl.Int64, strict=False)
-        if (numbers.cast(pl.String) == frame[CUSTOMER_ID]).fill_null(frame[CUSTOMER_ID].is_null()).all():
-            frame = frame.with_columns(numbers)
-    return frame
+    return _with_whole_numbers(frame) if CUSTOMER_ID in frame.columns else frame
 
 
-def read_attributes(path: str | Path, wanted: Sequence[str], customer_id: pl.Series) -> pl.DataFrame:
-    """The customers table from a Parquet or CSV file, its ids of the type that those of the events have."""
+def _with_whole_numbers(frame: pl.DataFrame) -> pl.DataFrame:
+    """Customer ids as numbers where all of them are plain whole ones."""
     import polars as pl
 
-    frame, _ = _read(Path(path), wanted)
-    if CUSTOMER_ID not in frame.columns or frame[CUSTOMER_ID].dtype == customer_id.dtype:
+    numbers = frame[CUSTOMER_ID].cast(pl.Int64, strict=False)
+    is_number = (numbers.cast(pl.String) == frame[CUSTOMER_ID]).fill_null(frame[CUSTOMER_ID].is_null()).all()
+    return frame.with_columns(numbers) if is_number else frame
+
+
+def read_attributes(path: str | Path, wanted: Sequence[str], customer_id: pl.Series | None) -> pl.DataFrame:
+    """The customers table from a Parquet or CSV file, its ids of the type that those of the events have, if any."""
+    frame, is_csv = _read(Path(path), wanted)
+    return _with_ids_like(frame, path, customer_id, is_csv)
+
+
+def read_decisions(path: str | Path, customer_id: pl.Series | None) -> pl.DataFrame:
+    """A table of decisions with all its columns; in CSV the actions of ``eligible`` are separated by ``|``, and an
+    empty cell is missing. customer_id: of the events, for the type of the ids."""
+    import polars as pl
+
+    frame, is_csv = _read(Path(path), None)
+    if is_csv and "eligible" in frame.columns:
+        words = frame["eligible"].str.to_lowercase()
+        if words.drop_nulls().is_in(["true", "false"]).all():
+            frame = frame.with_columns(eligible=words == "true")
+        else:
+            frame = frame.with_columns(pl.col("eligible").str.split(LIST_SEPARATOR))
+    return _with_ids_like(frame, path, customer_id, is_csv)
+
+
+def _with_ids_like(frame: pl.DataFrame, path: str | Path, customer_id: pl.Series | None, is_csv: bool) -> pl.DataFrame:
+    import polars as pl
+
+    if CUSTOMER_ID not in frame.columns:
+        return frame
+    if customer_id is None:
+        return _with_whole_numbers(frame) if is_csv else frame
+    if frame[CUSTOMER_ID].dtype == customer_id.dtype:
         return frame
     try:
         return frame.with_columns(pl.col(CUSTOMER_ID).cast(customer_id.dtype))
@@ -59,7 +87,7 @@ def read_attributes(path: str | Path, wanted: Sequence[str], customer_id: pl.Ser
         ) from None
 
 
-def _read(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, bool]:
+def _read(path: Path, wanted: Sequence[str] | None) -> tuple[pl.DataFrame, bool]:
     import polars as pl
 
     name = path.name.lower()
@@ -72,8 +100,8 @@ def _read(path: Path, wanted: Sequence[str]) -> tuple[pl.DataFrame, bool]:
         if is_csv:
             separator = "\t" if ".tsv" in name else ","
             frame = pl.read_csv(path, separator=separator, infer_schema=False, encoding="utf8")
-            return frame.select(column for column in frame.columns if column in wanted), True
-        columns = [column for column in pl.read_parquet_schema(path) if column in wanted]
+            return frame.select(column for column in frame.columns if wanted is None or column in wanted), True
+        columns = [column for column in pl.read_parquet_schema(path) if wanted is None or column in wanted]
         return pl.read_parquet(path, columns=columns), False
     except (pl.exceptions.PolarsError, OSError) as error:
         first_line = next(iter(str(error).splitlines()), "")

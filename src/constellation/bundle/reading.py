@@ -56,7 +56,7 @@ class Reading:
         if customers is None and vocabulary.attribute_names:
             log.info("no attributes were given; the model reads %s as missing", ", ".join(vocabulary.attribute_names))
         accepted, rejected = validate(frame, schema)
-        _check_rejects(rejected, frame.height, schema)
+        check_rejects(rejected, frame.height, schema)
         if cutoff is None:
             time = _last_moment(accepted, schema)
         else:
@@ -142,7 +142,8 @@ def _check_columns(frame: pl.DataFrame, vocabulary: Vocabulary) -> None:
         )
 
 
-def _check_rejects(rejected: pl.DataFrame, num_rows: int, schema: EventSchema) -> None:
+def check_rejects(rejected: pl.DataFrame, num_rows: int, schema: EventSchema) -> None:
+    """Raise InputError where more rows could not be read than the schema allows; a few are logged."""
     if not rejected.height:
         return
     reasons = dict(rejected.group_by("reason").len().iter_rows())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constellation.bundle.lifetime import NAME as LIFETIME
 from constellation.errors import InputError
 from constellation.journeys.vocabulary import Vocabulary
 from constellation.metrics.ranking import top_k
@@ -62,14 +64,20 @@ class AnswerTable:
         values = np.array(self.vocabulary.categories[RANKED[name]], dtype=object)
         assert scores_QV.shape == (len(rows), len(values))
         # The scores are logits of one softmax: as probabilities they can be compared between customers.
-        exponent_QV = np.exp((scores_QV - scores_QV.max(axis=1, keepdims=True, initial=-np.inf)).astype(np.float64))
-        probability_QV = exponent_QV / exponent_QV.sum(axis=1, keepdims=True)
+        greatest_Q1 = scores_QV.max(axis=1, keepdims=True, initial=-np.inf)
+        exponent_QV = np.exp((scores_QV - np.where(np.isfinite(greatest_Q1), greatest_Q1, 0.0)).astype(np.float64))
+        probability_QV = exponent_QV / np.maximum(exponent_QV.sum(axis=1, keepdims=True), 1e-300)
         most = min(self.top_products if name == "next_product" else MAX_TYPES, len(values))
         best_QT = top_k(scores_QV, most)
         for place in range(most):
-            self._put(f"{name}_{place + 1}", rows, values[best_QT[:, place]])
             best_Q1 = best_QT[:, place : place + 1]
-            self._put(f"{name}_{place + 1}_score", rows, np.take_along_axis(probability_QV, best_Q1, axis=1)[:, 0])
+            # Minus infinity is what may not be named: a customer may have everything.
+            open_Q = np.take_along_axis(scores_QV, best_Q1, axis=1)[:, 0] > -np.inf
+            score_Q = np.take_along_axis(probability_QV, best_Q1, axis=1)[:, 0]
+            named_Q = values[best_Q1[:, 0]]
+            named_Q[~open_Q] = None
+            self._put(f"{name}_{place + 1}", rows, named_Q)
+            self._put(f"{name}_{place + 1}_score", rows, np.where(open_Q, score_Q, np.nan))
 
     def _put(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
         if name not in self.columns:
@@ -88,34 +96,75 @@ class AnswerTable:
         return pd.DataFrame({CUSTOMER_ID: customer_id} | {name: self.columns[name] for name in names})
 
 
+@dataclass(frozen=True)
+class Description:
+    """What columns of a name mean. pattern: of the whole name; its groups fill ``unit`` and ``meaning`` by number."""
+
+    pattern: str
+    unit: str
+    meaning: str
+
+
+AFTER = "the {0} days after the cutoff"
+DESCRIPTIONS = (
+    Description(rf"{CUSTOMER_ID}", "", "the key, as in the events"),
+    Description(r"value_(\d+)d_expected", "MONEY", f"expected money in {AFTER}"),
+    Description(r"value_(\d+)d_p_zero", "probability", f"that the money in {AFTER} is zero"),
+    Description(r"value_(\d+)d_q(\d+)", "MONEY", f"quantile 0.{{1}} of the money in {AFTER}"),
+    Description(r"purchases_(\d+)d_expected", "purchases", f"expected number of purchases in {AFTER}"),
+    Description(r"purchases_(\d+)d_p_zero", "probability", f"that the number of purchases in {AFTER} is zero"),
+    Description(r"purchases_(\d+)d_q(\d+)", "purchases", f"quantile 0.{{1}} of the number of purchases in {AFTER}"),
+    Description(
+        r"value_lifetime_expected",
+        "MONEY",
+        "expected money of the lifetime after the cutoff, by the process of buying and leaving, discounted; "
+        "years and rate are settings of the objective; beyond anything that was observed",
+    ),
+    Description(
+        LIFETIME,
+        "MONEY",
+        "expected money of the lifetime asked for: that of the longest horizon, again in each further period as often "
+        "as survival lets, discounted; an extension beyond anything that was learned",
+    ),
+    Description(r"p_purchase_(\d+)d", "probability", f"of a purchase in {AFTER}"),
+    Description(r"p_active_(\d+)d", "probability", f"ACTIVE {AFTER}"),
+    Description(
+        r"p_end_(.+)_(\d+)d", "probability", "that `{0}` ends the relationship within {1} days, before any other end"
+    ),
+    Description(
+        r"p_alive", "probability", "of still being a customer at the cutoff, by the model's process of leaving"
+    ),
+    Description(
+        r"wait_expected_days", "days", "expected until the next purchase, counted up to the longest horizon at most"
+    ),
+    Description(
+        r"duration_expected_days",
+        "days",
+        "expected until the relationship ends, counted up to the longest horizon at most; 0 where it has ended",
+    ),
+    Description(r"next_product_(\d+)", "", "likeliest product of the next basket, rank {0}"),
+    Description(r"next_type_(\d+)", "", "likeliest type of the next event, rank {0}"),
+    Description(r"(next_(?:product|type)_\d+)_score", "probability", "of `{0}`; all known values together have 1"),
+)
+"""One entry per kind of answer; an objective with new answers adds its own. MONEY and ACTIVE depend on the schema."""
+
+STAYING = "that the relationship does not end in"
+BUYING = "of a purchase, for without declared ends a customer is active by buying, in"
+
+
 def describe(frame: pd.DataFrame, schema: EventSchema) -> dict[str, tuple[str, str]]:
     """Unit and meaning of each column of a table of predictions, for the model card."""
     money = schema.currency or "money, in the unit of `amount`"
     found = {}
     for name in map(str, frame.columns):
-        amount = re.fullmatch(r"(value|purchases)_(\d+)d_(expected|p_zero|q\d+)", name)
-        ranked = re.fullmatch(r"(next_product|next_type)_(\d+)(_score)?", name)
-        if name == CUSTOMER_ID:
-            found[name] = ("", "the key, as in the events")
-        elif amount is not None:
-            what, days, kind = amount.groups()
-            unit = money if what == "value" else "purchases"
-            thing = "money" if what == "value" else "number of purchases"
-            if kind == "p_zero":
-                found[name] = ("probability", f"that the {thing} in the {days} days after the cutoff is zero")
-            elif kind == "expected":
-                found[name] = (unit, f"expected {thing} in the {days} days after the cutoff")
-            else:
-                found[name] = (unit, f"quantile 0.{kind[1:]} of the {thing} in the {days} days after the cutoff")
-        elif ranked is not None:
-            what, place, score = ranked.groups()
-            thing = "product of the next basket" if what == "next_product" else "type of the next event"
-            if score:
-                found[name] = ("probability", f"of `{name.removesuffix('_score')}`; all known values together have 1")
-            else:
-                found[name] = ("", f"likeliest {thing}, rank {place}")
-        else:
-            found[name] = ("", "see the objective that the model was trained with")
+        found[name] = ("", "see the objective that the model was trained with")
+        for each in DESCRIPTIONS:
+            match = re.fullmatch(each.pattern, name)
+            if match is not None:
+                meaning = each.meaning.format(*match.groups())
+                meaning = meaning.replace("ACTIVE", STAYING if schema.churn_types else BUYING)
+                found[name] = (each.unit.replace("MONEY", money), meaning)
+                break
     return found
 
 

@@ -67,6 +67,15 @@ class DiscreteHazard:
         share_J = torch.cat([share_J[:-1], share_J[-1:] + beyond])
         return (self.log_p_QJS[..., 0] * share_J.to(self.log_p_QJS.dtype)).sum(-1).exp()
 
+    def daily_survival(self, num_days: int) -> Tensor:
+        """[Q, num_days + 1], P(nothing by the end of day 0, 1, ..); beyond the last edge the last hazard goes on."""
+        end_J = self.edges_J.double()
+        start_J = torch.cat([torch.zeros_like(end_J[:1]), end_J[:-1]])
+        day_D1 = torch.arange(num_days + 1, dtype=torch.float64, device=end_J.device).unsqueeze(-1)
+        share_DJ = (day_D1 - start_J) / (end_J - start_J)
+        share_DJ = torch.cat([share_DJ[:, :-1].clamp(max=1.0), share_DJ[:, -1:]], dim=-1).clamp(min=0.0)
+        return (self.log_p_QJS[..., 0].double() @ share_DJ.T).exp()
+
     def restricted_mean(self) -> Tensor:
         """[Q], expected days until it happens, counted up to the last edge: the area under the survival curve."""
         log_after_QJ, log_p_QJ = self.log_survival(), self.log_p_QJS[..., 0]

@@ -21,7 +21,12 @@ class Readout(nn.Module):
     """``states_ND, batch -> readout_QD``: each part through its own linear map, summed, then a residual MLP.
 
     The sum passes the MLP by, so a head sees the aggregates linearly as well as bent: the model starts from what a
-    regression on aggregates knows. Journeys without an event read a learned start state.
+    regression on aggregates knows.
+
+    Customers without an event have a sum of their own: the start state, a learned vector, and the attributes, also
+    through a map of their own. They are few among the questions, and parameters that nobody else pulls at learn as fast
+    from few (an optimizer like Adam scales each by its own gradients). Through the parts of all others their answers
+    stayed near those of active customers for tens of epochs: at a twentieth of the questions, twice the purchases.
 
     use_growing: also read tenure and whole-history sums. Where all customers start together these grow with the
     calendar, and at a later cutoff they stand for dates that training has not seen; rates and windows say the same and
@@ -92,25 +97,34 @@ class Readout(nn.Module):
             )
             for _ in range(layers)
         )
+        self.newcomer_D = nn.Parameter(torch.zeros(width))
+        self.newcomer_attributes = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.newcomer_attributes.weight)
 
     def forward(self, states_ND: Tensor, batch: JourneyBatch) -> Tensor:
         """Readout [Q, width]."""
         readout_QD = self.bias_D.expand(len(batch.cutoff_Q), -1)
+        newcomer_QD = self.newcomer_D.expand(len(batch.cutoff_Q), -1)
         if self.use_state:
             # The start state stands in row 0, so last_event -1 finds it and a batch without events still works.
             rows = torch.cat([self.start_state_D.to(states_ND.dtype).unsqueeze(0), states_ND])
-            readout_QD = readout_QD + self.from_state(rows[batch.last_event_Q + 1])
+            state_QD = self.from_state(rows[batch.last_event_Q + 1])
+            readout_QD, newcomer_QD = readout_QD + state_QD, newcomer_QD + state_QD
         if self.use_aggregates:
             readout_QD = readout_QD + self.from_aggregates(batch.aggregates_QF[:, self.kept_F])
         if self.use_elapsed:
             readout_QD = readout_QD + self.from_elapsed(self._silence(batch))
         if self.use_calendar:
             readout_QD = readout_QD + self.from_weekday(batch.weekday_Q)
+        attributes_QD = torch.zeros_like(newcomer_QD)
         for name, table in zip(self.attributes, self.from_attributes, strict=True):
-            readout_QD = readout_QD + table(batch.attributes[name])[batch.query_journey_Q]
+            attributes_QD = attributes_QD + table(batch.attributes[name])[batch.query_journey_Q]
         if self.attributes_numeric:
             numbers = torch.stack([batch.attributes_numeric[name] for name in self.attributes_numeric], dim=1)
-            readout_QD = readout_QD + self.from_numbers(numbers)[batch.query_journey_Q]
+            attributes_QD = attributes_QD + self.from_numbers(numbers)[batch.query_journey_Q]
+        readout_QD = readout_QD + attributes_QD
+        newcomer_QD = newcomer_QD + attributes_QD + self.newcomer_attributes(attributes_QD)
+        readout_QD = torch.where((batch.last_event_Q < 0).unsqueeze(1), newcomer_QD.to(readout_QD.dtype), readout_QD)
         for layer in self.layers:
             readout_QD = readout_QD + layer(readout_QD)
         return readout_QD

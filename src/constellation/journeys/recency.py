@@ -41,7 +41,8 @@ class NewPurchaseDays:
 
     weeks: from the cutoff's local day to the end's; days: purchase days after the cutoff (a day on which the customer
     had bought before the cutoff is not counted again); last: weeks from the cutoff's day to the last of them, 0 for
-    none; money: of all purchases on those days; purchases: on those days.
+    none; money: of all purchases on those days; purchases: on those days. first_day, second_day: days from the cutoff's
+    day to the first and to the second of the purchase days, infinite where there are none or fewer.
     """
 
     weeks_Q: np.ndarray
@@ -49,6 +50,8 @@ class NewPurchaseDays:
     last_Q: np.ndarray
     money_Q: np.ndarray
     purchases_Q: np.ndarray
+    first_day_Q: np.ndarray
+    second_day_Q: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,18 @@ class PurchaseIndex:
             low_Q = np.where(same_day_Q, np.minimum(self.day_start[ahead_Q], high_Q), low_Q)
         some_Q = high_Q > low_Q
         last_day_Q = self.day_P[np.where(some_Q, high_Q - 1, 0)] if num_purchases else cutoff_day_Q
+        days_Q = self.day_sum[high_Q] - self.day_sum[low_Q]
+        first_day_Q, second_day_Q = np.full(len(queries), np.inf), np.full(len(queries), np.inf)
+        first_day_Q[some_Q] = (self.day_P[low_Q[some_Q]] - cutoff_day_Q[some_Q]) if num_purchases else np.inf
+        two_Q = days_Q > 1
+        if two_Q.any():
+            second = self.day_P[self.day_start[self.day_sum[low_Q[two_Q]] + 1]]
+            second_day_Q[two_Q] = second - cutoff_day_Q[two_Q]
         return NewPurchaseDays(
+            first_day_Q=first_day_Q,
+            second_day_Q=second_day_Q,
             weeks_Q=np.maximum(end_day_Q - cutoff_day_Q, 0) / DAYS_PER_WEEK,
-            days_Q=(self.day_sum[high_Q] - self.day_sum[low_Q]).astype(np.float64),
+            days_Q=days_Q.astype(np.float64),
             last_Q=np.where(some_Q, last_day_Q - cutoff_day_Q, 0) / DAYS_PER_WEEK,
             money_Q=(self.money_sum[high_Q] - self.money_sum[low_Q]) / MONEY_SCALE,
             purchases_Q=high_Q - low_Q,

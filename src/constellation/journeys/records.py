@@ -40,7 +40,8 @@ class AfterCutoff:
     Days, infinite where it had not happened when watching ended: watched_days_Q is how long that was,
     purchase_days_Q to the next purchase, churn_days_QR to each declared end of the relationship.
     In ``(cutoff, min(cutoff + longest horizon, known_until)]``, of weeks_Q weeks: days_Q new purchase days, last_Q
-    weeks to the last of them, money_Q and purchases_Q on them.
+    weeks to the last of them, money_Q and purchases_Q on them; first_day_Q, second_day_Q: days to the first two of
+    them; value_Q: all net money, refunds too.
     """
 
     watched_days_Q: Tensor
@@ -51,6 +52,9 @@ class AfterCutoff:
     last_Q: Tensor
     money_Q: Tensor
     purchases_Q: Tensor
+    first_day_Q: Tensor
+    second_day_Q: Tensor
+    value_Q: Tensor
 
 
 def purchase_record(store: Store, queries: Queries) -> PurchaseRecord | None:
@@ -74,7 +78,10 @@ def after_cutoff(store: Store, queries: Queries) -> AfterCutoff | None:
         return None
     found = waits(store, queries)
     end_Q = np.minimum(queries.cutoff_Q + queries.horizons_days[-1] * MICROSECONDS_PER_DAY, queries.known_until_Q)
-    new = store.purchase_index.after(queries, np.maximum(end_Q, queries.cutoff_Q))
+    end_Q = np.maximum(end_Q, queries.cutoff_Q)
+    new = store.purchase_index.after(queries, end_Q)
+    start_Q = store.end_event(queries.journey_Q, queries.cutoff_Q)
+    value_Q = store.money_between(start_Q, np.maximum(store.end_event(queries.journey_Q, end_Q), start_Q))
     return AfterCutoff(
         watched_days_Q=_tensor(found.watched_Q),
         purchase_days_Q=_tensor(found.purchase_Q),
@@ -84,6 +91,9 @@ def after_cutoff(store: Store, queries: Queries) -> AfterCutoff | None:
         last_Q=_tensor(new.last_Q),
         money_Q=_tensor(new.money_Q),
         purchases_Q=_tensor(new.purchases_Q),
+        first_day_Q=_tensor(new.first_day_Q),
+        second_day_Q=_tensor(new.second_day_Q),
+        value_Q=_tensor(value_Q),
     )
 
 

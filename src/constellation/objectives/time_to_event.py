@@ -30,7 +30,9 @@ class TimeToEvent(Objective):
     Two clocks. *Purchase*: days to the next purchase. *End*: days to the first of the schema's ``churn_types``
     (cancelled, lapsed, ..), each a competing risk; customers who have ended and not bought since are left out of the
     loss, and answered as gone. A question whose watching ended before anything happened says that nothing had happened
-    so far, and nothing more.
+    so far, and nothing more. Logits are sums of steps from interval to interval, on top of a constant hazard: an
+    interval that nobody was watched through has no step of its own and about the hazard before it, so a horizon longer
+    than the history is answered as if things went on as they were at the end of what was watched.
 
     Answers: ``p_purchase_<h>d``, P(a purchase within the horizon); ``wait_expected_days``, the restricted mean of the
     days to it (counted up to the longest edge). ``p_active_<h>d``: contract data (ends are declared): P(no end within
@@ -43,6 +45,7 @@ class TimeToEvent(Objective):
     name = "time_to_event"
     needs_horizon_labels = False
     edges_J: Tensor
+    start_J: Tensor
 
     def __init__(
         self,
@@ -61,14 +64,13 @@ class TimeToEvent(Objective):
                 "The objective time_to_event needs times and horizons, and of these data only the order is known. "
                 "Leave it out, as in objective=[next_event]."
             )
-        self.edges_days = _edges(self.horizons_days, edges_days)
+        self.edges_days = hazard_edges(self.horizons_days, edges_days)
         self.register_buffer("edges_J", torch.tensor(self.edges_days, dtype=torch.float32), persistent=False)
         self.causes = list(vocabulary.churn_types)
-        start_J = self._start(vocabulary)
-        self.purchase = self._head(readout_width, start_J.unsqueeze(-1))
+        self.register_buffer("start_J", self._start(vocabulary))
+        self.purchase = self._head(readout_width, len(self.edges_days))
         if self.causes:
-            # The rate of ends is unknown here; a tenth of that of purchases is nearer than any constant.
-            self.ends = self._head(readout_width, (start_J - math.log(10)).unsqueeze(-1).repeat(1, len(self.causes)))
+            self.ends = self._head(readout_width, len(self.edges_days) * len(self.causes))
 
     def _start(self, vocabulary: Vocabulary) -> Tensor:
         """Logits [J] of a constant hazard under which as many buy nothing as in the training data."""
@@ -79,21 +81,23 @@ class TimeToEvent(Objective):
         survives_J = torch.exp(math.log(p_zero) / days * length_J)
         return torch.log((1 - survives_J) / survives_J)
 
-    def _head(self, readout_width: int, start_JR: Tensor) -> nn.Linear:
-        head = nn.Linear(readout_width, start_JR.numel())
+    def _head(self, readout_width: int, num_steps: int) -> nn.Linear:
+        head = nn.Linear(readout_width, num_steps)
         nn.init.normal_(head.weight, std=HEAD_STD)
-        with torch.no_grad():
-            head.bias.copy_(start_JR.flatten())
+        nn.init.zeros_(head.bias)
         return head
 
     def next_purchase(self, readout_QD: Tensor) -> DiscreteHazard:
         """Days to the next purchase."""
-        return DiscreteHazard(self.edges_J, self.purchase(readout_QD).float().unsqueeze(-1))
+        steps_QJ = self.purchase(readout_QD).float()
+        return DiscreteHazard(self.edges_J, (self.start_J + steps_QJ.cumsum(-1)).unsqueeze(-1))
 
     def end(self, readout_QD: Tensor) -> DiscreteHazard:
         """Days to the end, one cause per declared type."""
-        logits_QJR = self.ends(readout_QD).float().unflatten(-1, (len(self.edges_days), len(self.causes)))
-        return DiscreteHazard(self.edges_J, logits_QJR)
+        steps_QJR = self.ends(readout_QD).float().unflatten(-1, (len(self.edges_days), len(self.causes)))
+        # The rate of ends is unknown at the start; a tenth of that of purchases is nearer than any constant.
+        start_J1 = (self.start_J - math.log(10)).unsqueeze(-1)
+        return DiscreteHazard(self.edges_J, start_J1 + steps_QJR.cumsum(-2))
 
     def loss(self, states_ND: Tensor, readout_QD: Tensor, batch: JourneyBatch) -> Loss:
         targets = batch.targets
@@ -135,7 +139,7 @@ class TimeToEvent(Objective):
         return answers
 
 
-def _edges(horizons_days: Sequence[int], edges_days: Sequence[int] | None) -> list[int]:
+def hazard_edges(horizons_days: Sequence[int], edges_days: Sequence[int] | None) -> list[int]:
     """Ascending ends of the intervals in days, horizons among them. Raises InputError for impossible ones."""
     longest = horizons_days[-1]
     given = (

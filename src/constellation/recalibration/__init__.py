@@ -1,0 +1,27 @@
+"""Recalibration: what held-out customers or earlier days say about a system's answers, put to use."""
+
+from constellation.recalibration.corrections import Corrections
+from constellation.recalibration.learned import Recalibration
+from constellation.recalibration.recalibrator import Recalibrator
+from constellation.recalibration.totals import (
+    EXACT_CUSTOMERS,
+    PastTotal,
+    Shock,
+    Total,
+    Totals,
+    relative_noise,
+    total_interval,
+)
+
+__all__ = [
+    "EXACT_CUSTOMERS",
+    "Corrections",
+    "PastTotal",
+    "Recalibration",
+    "Recalibrator",
+    "Shock",
+    "Total",
+    "Totals",
+    "relative_noise",
+    "total_interval",
+]
