@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from constellation.backtesting.baseline_system import BaselineSystem
 from constellation.backtesting.cells import NO_ANSWER, NOT_TRAINABLE, SCORED, Cell, Key, TargetScore, check_same
 from constellation.backtesting.figures import figures
 from constellation.backtesting.league import League
+from constellation.backtesting.model_system import ModelSystem
 from constellation.backtesting.origins import Origin, default_origins, independent_windows, plan
 from constellation.backtesting.scoring import Resamples, past_totals, score_cells
 from constellation.backtesting.systems import CROSS_FITTED, TIME_SLICE, Task
 from constellation.baselines.bgnbd import BgNbdGammaGamma
 from constellation.baselines.gradient_boosting import GradientBoosting
+from constellation.building import build_model
 from constellation.errors import InputError
 from constellation.journeys.store import Store
 from constellation.journeys.windows import Windows, ask, at_risk, parse_cutoff
+from constellation.recalibration import Shock
 from constellation.schema import AMOUNT, CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, EventSchema
 from constellation.training.options import TrainingOptions
 from constellation.zones import end_of_day
@@ -189,6 +194,72 @@ def test_a_horizon_that_cannot_be_taught_is_answered_by_purchase_processes_only(
         task.origin, task.queries, {}, system="silent", seed=0, seconds=0.0, methods={}, shocks={}, resamples=resamples
     )
     assert [cell.status for cell in silent] == [NO_ANSWER, NOT_TRAINABLE]
+
+
+def test_a_system_that_says_its_own_shock_is_given_it_in_its_totals(tmp_path: Path) -> None:
+    store = built_store(buyers(), SCHEMA, observed_until=parse_cutoff("2021-02-01", "UTC"))
+    task = task_at(store, "2020-05-31", [60], 0, tmp_path)
+    answers = purchase_process().fit(task, 0).answers
+    said = {"purchases_60d_shock_sd": np.full(len(task.queries), 0.3)}
+
+    def facts_of(answers: dict[str, np.ndarray], shocks: dict[str, Shock]) -> dict[str, dict[str, float | str]]:
+        (scored,) = score_cells(
+            task.origin, task.queries, answers, system="a", seed=0, seconds=0.0, methods={}, shocks=shocks,
+            resamples=Resamples(store.num_customers, 20),
+        )  # fmt: skip
+        return {target: score.facts for target, score in scored.targets.items()}
+
+    plain, own = facts_of(answers, {}), facts_of(answers | said, {})
+    learned = facts_of(answers | said, {"purchases": Shock(0.05)})
+    assert own["value_60d"] == plain["value_60d"]
+    width = {
+        name: facts["purchases_60d"]["total_high"] - facts["purchases_60d"]["total_low"]  # type: ignore[operator]
+        for name, facts in (("plain", plain), ("own", own), ("learned", learned))
+    }
+    assert own["purchases_60d"]["shock_sd"] == 0.3
+    assert width["plain"] < width["learned"] < width["own"]
+
+
+def sequence_model(max_learned: int = 0) -> ModelSystem:
+    config = {
+        "encoder": {"_target_": "constellation.encoders.bag.Bag", "width": 8},
+        "readout": {"_target_": "constellation.encoders.readout.Readout", "width": 8, "layers": 1},
+        "objective": {
+            "value": {
+                "_target_": "constellation.objectives.value_pooled.ValuePooled",
+                "family": {"_target_": "constellation.objectives.families.Quantiles", "num_levels": 5},
+                "process": {"_target_": "constellation.objectives.purchase_processes.ParetoNbd"},
+                "num_paths": 64,
+            }
+        },
+    }
+    return ModelSystem(
+        lambda vocabulary, horizons_days: build_model(config, vocabulary, horizons_days),
+        partial(torch.optim.AdamW, lr=1e-2),
+        TrainingOptions(max_epochs=1, cutoffs_per_journey=2, products="float32", accelerator="cpu"),
+        (0,),
+        lambda *said: None,
+        any_history=True,
+        max_learned=max_learned,
+    )
+
+
+def test_a_pooled_model_answers_where_no_label_teaches_and_its_past_is_pooled_alike(tmp_path: Path) -> None:
+    store = built_store(buyers(), SCHEMA, observed_until=parse_cutoff("2021-02-01", "UTC"))
+    task = task_at(store, "2020-07-31", [60, 182], 2, tmp_path)
+    assert task.origin.trainable_days == (60,)
+    fit = sequence_model().fit(task, 0)
+    for target in ("value_60d", "value_182d", "purchases_60d", "purchases_182d"):
+        assert np.isfinite(fit.answers[f"{target}_quantiles"]).all()
+    assert (fit.answers["value_182d_expected"] >= fit.answers["value_60d_expected"]).all()
+    assert {name: known.method for name, known in fit.known.items()} == {
+        "value_60d": TIME_SLICE, "purchases_60d": TIME_SLICE
+    }  # fmt: skip
+    few = sequence_model(max_learned=20)
+    learned = few._learned_from(np.arange(150))
+    assert len(learned) == 20
+    assert (learned == few._learned_from(np.arange(150))).all()
+    assert len(few._learned_from(np.arange(15))) == 15
 
 
 def test_the_past_is_a_slice_of_time_where_there_is_one_else_other_customers(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from constellation.metrics import LEVELS
 
 if TYPE_CHECKING:
     from constellation.model import JourneyModel
+    from constellation.objectives.base import Objective
     from constellation.training.learner import OptimizerFactory
     from constellation.training.options import TrainingOptions
     from constellation.training.study import Study
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 class ModelSystem:
     """Selected before the origin and refitted up to it, once per seed; silent about horizons that cannot be taught yet.
 
-    any_history: it needs no horizon to have been seen whole, and answers all.
+    any_history: it needs no horizon to have been seen whole, and answers all. max_learned: it learns from so many
+    customers at most, the same ones at every origin; 0: from everybody.
     build(vocabulary, horizons_days) makes it untrained; report(origin, seed, phase, row) hears of every epoch.
     """
 
@@ -46,6 +48,7 @@ class ModelSystem:
     seeds: tuple[int, ...]
     report: Callable[[str, int, str, dict[str, float]], None]
     any_history: bool = False
+    max_learned: int = 0
     name: str = "model"
 
     def fit(self, task: Task, seed: int) -> Fit:
@@ -59,10 +62,11 @@ class ModelSystem:
             return Fit({})
         learned_days = self._learned_days(task)
         splits = Splits(task.store, origin.windows(task.base_windows, task.holdout_share, learned_days))
+        splits.train_journeys = self._learned_from(splits.train_journeys)
         folder = task.training_folder
         study = select_then_refit(
             splits,
-            lambda vocabulary: self.build(vocabulary, learned_days),
+            lambda vocabulary: self._built(vocabulary, task),
             self.optimizer,
             self.training,
             folder,
@@ -70,10 +74,23 @@ class ModelSystem:
             report=lambda phase, row: self.report(origin.name, seed, phase, row),
         )
         fit = Fit(self._answers(task, study.refitted.model, study.vocabulary, task.queries, asked_days))
+        without: dict[int, tuple[JourneyModel, Vocabulary]] = {}
         for days in origin.trainable_days if task.folds else ():
-            fit.known |= self._known(task, study, splits, days, seed)
+            fit.known |= self._known(task, study, splits, days, seed, without)
         fit.seconds = time.perf_counter() - start
         return fit
+
+    def _learned_from(self, journeys: np.ndarray) -> np.ndarray:
+        if not self.max_learned or len(journeys) <= self.max_learned:
+            return journeys
+        return np.sort(np.random.default_rng(0).choice(journeys, self.max_learned, replace=False))
+
+    def _built(self, vocabulary: Vocabulary, task: Task) -> JourneyModel:
+        """Untrained; its objectives are told which horizons have labels enough to learn from."""
+        model = self.build(vocabulary, self._learned_days(task))
+        for objective in model.objectives.values():
+            cast("Objective", objective).teach(task.origin.learned_days)
+        return model
 
     def _learned_days(self, task: Task) -> tuple[int, ...]:
         return task.origin.all_days if self.any_history else task.origin.learned_days
@@ -99,32 +116,43 @@ class ModelSystem:
                     answers[name][rows] = values
         return answers
 
-    def _known(self, task: Task, study: Study, splits: Splits, days: int, seed: int) -> dict[str, Known]:
+    def _known(
+        self,
+        task: Task,
+        study: Study,
+        splits: Splits,
+        days: int,
+        seed: int,
+        without: dict[int, tuple[JourneyModel, Vocabulary]],
+    ) -> dict[str, Known]:
         """The selected model learned up to the validation cutoff, and what followed has come true by the origin.
 
         Its number of steps was chosen on that slice, a choice of few alternatives; where the slice is too short for a
-        horizon, the refit is repeated without some of the customers.
+        horizon, the refit is repeated without some of the customers; ``without`` keeps these for the next horizon.
         """
         select_days = task.origin.select_days
         if days <= select_days:
             questions = task.known_questions(select_days, days)
             model, vocabulary = study.selected.model, study.selected_vocabulary
             return known(questions, self._answers(task, model, vocabulary, questions, (days,)), TIME_SLICE)
-        return cross_fitted(
-            task,
-            days,
-            splits.train_journeys,
-            lambda train, rows: self._without(task, study, splits, train, rows, days, seed),
-        )
+
+        def answers(train: np.ndarray, rows: Queries) -> Answers:
+            fold = int(np.setdiff1d(splits.train_journeys, train)[0])  # named by the first customer left out
+            if fold not in without:
+                without[fold] = self._without(task, study, splits, train, fold, seed)
+            return self._answers(task, *without[fold], rows, (days,))
+
+        return cross_fitted(task, days, splits.train_journeys, answers)
 
     def _without(
-        self, task: Task, study: Study, splits: Splits, train: np.ndarray, rows: Queries, days: int, seed: int
-    ) -> Answers:
-        """Answers of a refit on some of the customers, with as many passes over them as the whole refit had."""
+        self, task: Task, study: Study, splits: Splits, train: np.ndarray, fold: int, seed: int
+    ) -> tuple[JourneyModel, Vocabulary]:
+        """A refit on some of the customers, with as many passes over them as the whole refit had."""
         import torch
 
         from constellation.journeys.batch import Gatherer
         from constellation.training.fit import fit
+        from constellation.training.settling import settle_as
         from constellation.training.study import training_batches
 
         some = Splits(splits.store, splits.windows)
@@ -134,16 +162,17 @@ class ModelSystem:
         gatherer = Gatherer(splits.store, vocabulary, self.training.max_events)
         batches = training_batches(gatherer, some, splits.test_cutoff, self.training, seed)
         torch.manual_seed(seed)
-        model = self.build(vocabulary, self._learned_days(task))
+        model = self._built(vocabulary, task)
         share = len(train) / max(len(splits.train_journeys), 1)
         fit(
             model,
             batches,
             self.optimizer,
             self.training,
-            task.training_folder / f"without_{rows.journey_Q[0]}_{days}d",
+            task.training_folder / f"without_{fold}",
             label=f"without a fold (seed {seed})",
             num_steps=max(round(study.selected.num_steps * share), 1),
             schedule_steps=self.training.max_epochs * len(batches),
         )
-        return self._answers(task, model, vocabulary, rows, (days,))
+        settle_as(model, study.selected.model)
+        return model, vocabulary

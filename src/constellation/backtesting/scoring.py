@@ -79,7 +79,8 @@ def score_cells(
 ) -> list[Cell]:
     """The cells of one system and seed at one origin, one per horizon.
 
-    methods: where the recalibration of each target was learned; shocks: of ``value`` and ``purchases``.
+    methods: where the recalibration of each target was learned; shocks: of ``value`` and ``purchases``, in place of what
+    the system itself says of a shock that customers share.
     """
     cells = {
         days: Cell(
@@ -97,11 +98,17 @@ def score_cells(
         said = {key: values[seen_Q] for key, values in answers.items() if key.startswith(f"{target}_")}
         cell = cells[origin.horizons_days[place]]
         cell.status = SCORED
-        shock, journey_Q = shocks.get(name, Shock()), queries.journey_Q[seen_Q]
+        shock, journey_Q = shocks.get(name, own_shock(said, target)), queries.journey_Q[seen_Q]
         score = _score(target, realised(queries, name, place)[seen_Q], said, journey_Q, shock, resamples)
         score.facts |= {"recalibration": methods.get(target, AS_FITTED)}
         cell.targets[target] = score
     return list(cells.values())
+
+
+def own_shock(said: Answers, target: str) -> Shock:
+    """What the system says of the log total that customers share, ``<target>_shock_sd``; nothing said: no shock."""
+    sd_Q = said.get(f"{target}_shock_sd")
+    return Shock() if sd_Q is None or not len(sd_Q) else Shock(float(np.mean(sd_Q)))
 
 
 def _score(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 COMPARED_KEYS = (
     "data", "encoder", "readout", "objective", "optimizer", "training", "recalibration", "holdout_share",
-    "recalibrate_baselines", "num_resamples", "max_customers",
+    "recalibrate_baselines", "num_resamples", "max_customers", "max_learned",
 )  # fmt: skip
 """Settings that finished cells share with the run that keeps them; origins, horizons, seeds and systems may grow."""
 
@@ -61,6 +61,7 @@ def backtest(
     seeds: Sequence[int] = (0,),
     max_origins: int = 10,
     max_customers: int = 100_000,
+    max_learned: int = 50_000,
     holdout_share: float = 0.0,
     recalibrate_baselines: bool = False,
     num_resamples: int = 200,
@@ -92,7 +93,7 @@ def backtest(
             speaking[name] = part
         else:
             print(f"baseline {name} is left out: {reason}", flush=True)
-    systems = _systems(encoder, readout, objective, speaking, optimizer, training, seeds)
+    systems = _systems(encoder, readout, objective, speaking, optimizer, training, seeds, max_learned)
     run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
     check_same(run.folder, _compared(run.config) | {"data_content": store.manifest.content})
     for line in plan_lines(planned, systems):
@@ -137,6 +138,7 @@ def _systems(
     optimizer: OptimizerFactory,
     training: TrainingOptions,
     seeds: Sequence[int],
+    max_learned: int,
 ) -> list[System]:
     """Baselines first: they are quick, and a mistake in the data shows at once."""
     from constellation.backtesting.baseline_system import BaselineSystem
@@ -154,7 +156,8 @@ def _systems(
             return build_model(config, vocabulary, horizons_days, trusted=targets(config))
 
         of_seeds = tuple(int(seed) for seed in seeds)
-        systems.append(ModelSystem(build, optimizer, training, of_seeds, _epoch, _needs_no_labels(config["objective"])))
+        any_history = _needs_no_labels(config["objective"])
+        systems.append(ModelSystem(build, optimizer, training, of_seeds, _epoch, any_history, max_learned))
     if not systems:
         raise InputError("There is nothing to try: choose an encoder, baselines, or both.")
     return systems

@@ -48,6 +48,9 @@ class Objective(nn.Module):
         self.horizons_days = tuple(int(days) for days in horizons_days)
         self.weight = float(weight)
 
+    def teach(self, horizons_days: Sequence[int]) -> None:
+        """Told which horizons have labels enough to learn from, by whoever knows the history; all, unless told."""
+
     def connect(self, encoder: nn.Module) -> None:
         """Called once the model is whole, for objectives that share weights with the encoder; others need nothing."""
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from constellation.errors import InputError
 from constellation.journeys.vocabulary import FIRST_KNOWN
+from constellation.kernels.bags import weighted_total
 from constellation.kernels.cross_entropy import log_sum_exp_total
 from constellation.kernels.products import linear
 
@@ -89,15 +90,9 @@ class Products(nn.Module):
 
     def shared_total(self, query_RD: Tensor, sets: ProductSets) -> Tensor:
         """sum over members of share * score: the same as of ``of_members``, in rows instead of members."""
-        mean_RD = functional.embedding_bag(
-            sets.product_M,
-            self.embedding,
-            sets.offsets,
-            mode="sum",
-            per_sample_weights=sets.share_M.to(self.embedding.dtype),
-            include_last_offset=True,
-        )
-        return (query_RD * mean_RD).sum() + (self.bias_V.index_select(0, sets.product_M) * sets.share_M).sum()
+        bag = sets.product_M, sets.offsets
+        total = weighted_total(query_RD, self.embedding, bag, sets.row_M, sets.share_M)
+        return total + (self.bias_V.index_select(0, sets.product_M) * sets.share_M).sum()
 
 
 class FullSoftmax(nn.Module):
@@ -122,18 +117,23 @@ class _Negatives(nn.Module):
         self.num_negatives, self.negatives = int(num_negatives), negatives
 
     def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Different products in ascending order [K], and the log of drawn / expected number for each."""
+        """Products in ascending order [K], and the log of drawn / expected number for each.
+
+        On a CPU they are different. Elsewhere, where their number would have to be waited for, K is ``num_negatives``:
+        a product that was drawn before stands there again, with ``OUT`` instead of the logarithm.
+        """
         uniform = torch.rand(self.num_negatives, dtype=torch.float64, device=device)
         if self.negatives == UNIFORM:
             drawn = (uniform * size).long()
         else:
             drawn = torch.exp(uniform * math.log(size + 1)).long() - 1
-        product_K, count_K = drawn.clamp(0, size - 1).unique(return_counts=True)
+        product_K, count_K = _counted(drawn.clamp(0, size - 1), shortened=device.type == "cpu")
         if self.negatives == UNIFORM:
             chance_K = torch.full_like(product_K, 1.0 / size, dtype=torch.float64)
         else:
             chance_K = torch.log1p(1.0 / (product_K.double() + 1.0)) / math.log(size + 1)
-        return product_K, (count_K / (self.num_negatives * chance_K)).log().float()
+        log_weight_K = (count_K.clamp(min=1) / (self.num_negatives * chance_K)).log().float()
+        return product_K, torch.where(count_K > 0, log_weight_K, OUT)
 
     @staticmethod
     def scores(query_RD: Tensor, products: Products, sets: ProductSets, product_K: Tensor) -> Tensor:
@@ -146,6 +146,19 @@ class _Negatives(nn.Module):
             (sets.row_M, place_M), torch.where(is_hit_M, OUT, 0.0), accumulate=True
         )
         return logits_RK + hits_RK
+
+
+def _counted(drawn_K: Tensor, *, shortened: bool) -> tuple[Tensor, Tensor]:
+    """The values in ascending order and how often each was drawn; not shortened: a value's further places count 0."""
+    if shortened:
+        values, counts = drawn_K.unique(return_counts=True)
+        return values, counts
+    sorted_K = drawn_K.sort().values
+    is_first_K = torch.ones_like(sorted_K, dtype=torch.bool)
+    is_first_K[1:] = sorted_K[1:] != sorted_K[:-1]
+    of_value_K = is_first_K.cumsum(0) - 1
+    count_K = torch.zeros_like(sorted_K).index_add(0, of_value_K, torch.ones_like(sorted_K))
+    return sorted_K, torch.where(is_first_K, count_K.index_select(0, of_value_K), 0)
 
 
 class SampledSoftmax(_Negatives):
@@ -192,8 +205,9 @@ class GeneralisedCrossEntropy(_Negatives):
     def forward(self, query_RD: Tensor, products: Products, sets: ProductSets) -> Tensor:
         """Per row the mean over the positive and the negatives, summed over the asked rows."""
         size = len(products.bias_V)
-        product_K, _ = self.draw(size, query_RD.device)
-        logits_RK = self.scores(query_RD, products, sets, product_K)
+        product_K, log_weight_K = self.draw(size, query_RD.device)
+        again_K = torch.where(log_weight_K == OUT, OUT, 0.0)
+        logits_RK = self.scores(query_RD, products, sets, product_K) + again_K
         negative_R = functional.softplus(logits_RK).sum(1)
         positive_M = functional.softplus(-products.of_members(query_RD, sets).float()) * sets.share_M
         total = self.power(size) * positive_M.sum() + (negative_R * sets.asked_R).sum()

@@ -97,6 +97,9 @@ class Value(Objective):
             self.mean_K[0] / self.mean_K
         )
         count_QK = -NegativeBinomial(log_purchases_QK, log_dispersion_QK).log_likelihood(purchases_QK)
+        # Of customers without events most buy nothing, and a negative binomial that wide says little of its mean.
+        new_Q1 = (batch.last_event_Q < 0).unsqueeze(1)
+        count_QK = count_QK + torch.where(new_Q1, poisson_deviance(log_purchases_QK, purchases_QK), 0.0)
         num_seen = seen_QK.sum()
 
         def total(terms_QK: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from constellation.distributions.levels import as_levels
 from constellation.errors import InputError
 from constellation.journeys.recency import DAYS_PER_WEEK
 from constellation.objectives.base import HEAD_STD, Loss, Objective
+from constellation.objectives.paths import members_at, poisson_at
 from constellation.objectives.purchase_processes import Process, Rows
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ BASE_GAIN = 5.0
 DAYS_PER_YEAR = 365.25
 LIFETIME_STEP_YEARS = 0.25
 NUM_PARAMETERS = 8
-MAX_EXTRA = 64
 
 
 class ValueBtyd(Objective):
@@ -214,9 +214,9 @@ class ValueBtyd(Objective):
             days_RS = 1 + torch.searchsorted(some_RM, share_RS.contiguous()).clamp(max=some_RM.shape[1] - 1).double()
             known_x, known_total = (part[rows] for part in _known_spend(record))
             money_RS = spend.totals(known_x, known_total, days_RS, self.points_S8[:, 1:7])
-            purchases_RS = days_RS + _poisson_at(extra_Q.unsqueeze(-1) * days_RS, self.points_S8[:, 7])
-            count_QL[rows] = _members(purchases_RS, among_QL[rows]).ceil()
-            value_QL[rows] = _members(money_RS, among_QL[rows])
+            purchases_RS = days_RS + poisson_at(extra_Q.unsqueeze(-1) * days_RS, self.points_S8[:, 7])
+            count_QL[rows] = members_at(purchases_RS, among_QL[rows]).ceil()
+            value_QL[rows] = members_at(money_RS, among_QL[rows])
         zero_QL = torch.zeros_like(value_QL)
         smallest = torch.finfo(torch.float32).tiny
         return torch.where(positive_QL, count_QL, zero_QL), torch.where(
@@ -238,26 +238,3 @@ def _bought(after: AfterCutoff) -> Tensor:
 def _known_spend(record: PurchaseRecord) -> tuple[Tensor, Tensor]:
     """Purchases of known spend, and what they cost: none where the sum is not positive."""
     return torch.where(record.spend_Q > 0, record.x_Q, torch.zeros_like(record.x_Q)), record.spend_Q
-
-
-def _members(paths_RS: Tensor, level_RL: Tensor) -> Tensor:
-    """[R, L], linear between the sorted paths, which stand at the middles of equal shares."""
-    sorted_RS, num_paths = paths_RS.sort(dim=-1).values, paths_RS.shape[1]
-    place_RL = (level_RL.clamp(0.0, 1.0) * num_paths - 0.5).clamp(0.0, num_paths - 1.0)
-    low_RL = place_RL.floor().long()
-    high_RL = (low_RL + 1).clamp(max=num_paths - 1)
-    share_RL = place_RL - low_RL
-    return sorted_RS.gather(-1, low_RL) * (1 - share_RL) + sorted_RS.gather(-1, high_RL) * share_RL
-
-
-def _poisson_at(mean_RS: Tensor, uniform_S: Tensor) -> Tensor:
-    """Poisson counts at given uniforms, by summing probabilities; at most ``MAX_EXTRA``."""
-    largest = float(mean_RS.max()) if mean_RS.numel() else 0.0
-    most = min(MAX_EXTRA, math.ceil(largest + 6 * math.sqrt(largest)) + 4)
-    pmf_RS = (-mean_RS).exp()
-    cdf_RS, count_RS = pmf_RS, torch.zeros_like(mean_RS)
-    for count in range(1, most + 1):
-        count_RS = count_RS + (uniform_S > cdf_RS)
-        pmf_RS = pmf_RS * mean_RS / count
-        cdf_RS = cdf_RS + pmf_RS
-    return count_RS

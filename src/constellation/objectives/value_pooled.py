@@ -1,0 +1,172 @@
+"""Two forecasts of one value, pooled: heads that learn its distribution, and a purchase process that explains it.
+
+Where there is much to learn from, heads win; where little, the process, which knows how buying works. How far each is
+believed is learned at the validation cutoff and drawn towards halves by the noise of that one slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from constellation.distributions.levels import as_levels
+from constellation.distributions.pools import Evidence, pool_quantiles
+from constellation.errors import InputError
+from constellation.objectives.base import Loss, Objective
+from constellation.objectives.value import Value
+from constellation.objectives.value_btyd import ValueBtyd
+
+if TYPE_CHECKING:
+    from constellation.journeys.batch import JourneyBatch
+    from constellation.journeys.vocabulary import Vocabulary
+    from constellation.journeys.windows import Queries
+    from constellation.objectives.families import Family
+    from constellation.objectives.purchase_processes import Process
+
+KINDS = ("value", "purchases")
+NUM_MEMBERS = 200
+"""Equally likely members that each part's distribution is read at before they are pooled."""
+
+PRIOR_SD = 0.5
+"""Of the heads' share about a half, before the slice has spoken: all of [0, 1] is likely."""
+
+
+class ValuePooled(Objective):
+    """``Value`` and ``ValueBtyd`` on one readout, trained together, answered by their linear pool.
+
+    With share w of the heads the distribution is ``w F + (1 - w) G``: expected values and P(zero) are averaged,
+    quantiles are those of the mixture. Its CRPS is ``w A + (1 - w) C - w (1 - w) D`` with A and C those of the parts
+    and D the squared distance between them (Cramér), so the best share is ``1/2 + (C - A) / 2D``: one number for money
+    and one for purchases, over all horizons that the slice has seen. ``settle`` learns it, and a refit keeps it.
+
+    A horizon that no label teaches is answered by the process alone; so this objective answers every horizon. Longer
+    horizons never fall below shorter ones.
+
+    family, mean_weight, purchases_weight: of ``Value``. process, money_weight, num_paths, discount_rate,
+    lifetime_years: of ``ValueBtyd``. process_weight: of its loss against that of the heads. share: of the heads before
+    anything has been settled. Raises InputError where it is no share.
+    """
+
+    name = "value"
+    needs_horizon_labels = False
+    share_T: Tensor
+    taught_K: Tensor
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        state_width: int,
+        readout_width: int,
+        horizons_days: Sequence[int],
+        *,
+        family: Family,
+        process: Process,
+        weight: float = 1.0,
+        mean_weight: float = 1.0,
+        purchases_weight: float = 0.5,
+        process_weight: float = 1.0,
+        money_weight: float = 1.0,
+        num_paths: int = 512,
+        discount_rate: float = 0.1,
+        lifetime_years: float = 5.0,
+        share: float = 0.5,
+    ) -> None:
+        super().__init__(horizons_days=horizons_days, weight=weight)
+        if not 0 <= share <= 1:
+            raise InputError(f"share is that of the heads in the pool and must lie in [0, 1], found {share}.")
+        widths = (vocabulary, state_width, readout_width, horizons_days)
+        self.heads = Value(*widths, family=family, mean_weight=mean_weight, purchases_weight=purchases_weight)
+        self.process = ValueBtyd(
+            *widths,
+            process=process,
+            money_weight=money_weight,
+            num_paths=num_paths,
+            discount_rate=discount_rate,
+            lifetime_years=lifetime_years,
+        )
+        self.process_weight, self.start_share = process_weight, float(share)
+        self.register_buffer("share_T", torch.full((len(KINDS),), self.start_share))
+        self.register_buffer("taught_K", torch.ones(len(self.horizons_days), dtype=torch.bool))
+
+    def teach(self, horizons_days: Sequence[int]) -> None:
+        """Only these horizons have labels enough to learn from; the process answers the others."""
+        self.taught_K.copy_(torch.tensor([days in horizons_days for days in self.horizons_days]))
+
+    def loss(self, states_ND: Tensor, readout_QD: Tensor, batch: JourneyBatch) -> Loss:
+        """The heads' mean over what was seen of taught horizons, and the process's mean over what was watched."""
+        assert batch.targets is not None
+        observed_QK = batch.targets.observed_QK
+        batch.targets.observed_QK = observed_QK & self.taught_K
+        try:
+            heads = self.heads.loss(states_ND, readout_QD, batch)
+        finally:
+            batch.targets.observed_QK = observed_QK
+        process = self.process.loss(states_ND, readout_QD, batch)
+        # Both sums over one count, so that ranks can be added up.
+        per_head = process.count / heads.count.clamp(min=1)
+        return Loss(
+            total=per_head * heads.total + self.process_weight * process.total,
+            count=process.count,
+            parts=heads.parts | {f"process_{name}": part for name, part in process.parts.items()},
+        )
+
+    def predict(self, readout_QD: Tensor, batch: JourneyBatch, levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
+        """What ``value`` answers, pooled; with ``p_alive`` and ``value_lifetime_expected`` of the process."""
+        members_L = (torch.arange(NUM_MEMBERS, device=readout_QD.device, dtype=torch.float64) + 0.5) / NUM_MEMBERS
+        parts = [part.predict(readout_QD, batch, members_L) for part in (self.heads, self.process)]
+        answers = {name: parts[1][name] for name in ("value_lifetime_expected", "p_alive")}
+        for kind, share in zip(KINDS, self.share_T, strict=True):
+            shorter: dict[str, Tensor] = {}
+            for days, taught in zip(self.horizons_days, self.taught_K, strict=True):
+                target, share_of = f"{kind}_{days}d", torch.where(taught, share, torch.zeros_like(share))
+                pooled = self._pooled(target, share_of, parts, levels)
+                if shorter:
+                    pooled["expected"] = torch.maximum(pooled["expected"], shorter["expected"])
+                    pooled["p_zero"] = torch.minimum(pooled["p_zero"], shorter["p_zero"])
+                    pooled["quantiles"] = torch.maximum(pooled["quantiles"], shorter["quantiles"])
+                shorter = pooled
+                answers |= {f"{target}_{name}": answer for name, answer in pooled.items()}
+        return answers
+
+    def _pooled(
+        self, target: str, share: Tensor, parts: list[dict[str, Tensor]], levels: Sequence[float] | Tensor
+    ) -> dict[str, Tensor]:
+        heads, process = ({name: part[f"{target}_{name}"] for name in ("expected", "p_zero", "quantiles")}
+                          for part in parts)  # fmt: skip
+        pooled = {name: share * heads[name] + (1 - share) * process[name] for name in ("expected", "p_zero")}
+        levels_L = as_levels(levels, heads["quantiles"])
+        pooled["quantiles"] = pool_quantiles(heads["quantiles"], process["quantiles"], share, levels_L)
+        return pooled
+
+    def settle(self, heads: Mapping[str, np.ndarray], process: Mapping[str, np.ndarray], queries: Queries) -> None:
+        """Learn the shares from questions whose answers are known, and what each part alone said of them.
+
+        heads, process: answers by name with quantiles at equally likely levels [Q, L]; see ``only``.
+        """
+        for place, kind in enumerate(KINDS):
+            realised_QK = queries.value_QK if kind == "value" else queries.purchases_QK
+            evidence = []
+            for column, days in enumerate(queries.horizons_days):
+                seen_Q = queries.observed_QK[:, column]
+                if days in self.horizons_days and self.taught_K[self.horizons_days.index(days)] and seen_Q.any():
+                    quantiles = (part[f"{kind}_{days}d_quantiles"][seen_Q] for part in (heads, process))
+                    evidence.append(Evidence.of(realised_QK[seen_Q, column].astype(np.float64), *quantiles))
+            if evidence:
+                self.share_T[place] = Evidence.share(evidence, prior_sd=PRIOR_SD)
+
+    def only(self, share: float) -> None:
+        """Answer by the heads alone (1), by the process alone (0), or by a given pool."""
+        self.share_T.fill_(share)
+
+    def shares(self) -> dict[str, float]:
+        """Of the heads, ``share_value`` and ``share_purchases``."""
+        return {f"share_{kind}": share for kind, share in zip(KINDS, self.share_T.tolist(), strict=True)}
+
+    def settle_as(self, other: Objective) -> None:
+        """Take the shares that another one, of the same settings, has learned."""
+        assert isinstance(other, ValuePooled)
+        self.share_T.copy_(other.share_T)

@@ -1,0 +1,39 @@
+"""After selection: let objectives that weigh two forecasts learn from the validation cutoff how far to believe each."""
+
+from __future__ import annotations
+
+from constellation.answering import answer_all
+from constellation.journeys.batch import Gatherer
+from constellation.journeys.windows import Queries
+from constellation.metrics import LEVELS
+from constellation.model import JourneyModel
+from constellation.objectives.value_pooled import ValuePooled
+
+HEADS, PROCESS = 1.0, 0.0
+
+
+def settle(model: JourneyModel, gatherer: Gatherer, queries: Queries) -> dict[str, float]:
+    """Settle the model's pools, and say how: ``share_value`` and ``share_purchases`` of the heads; nothing without one.
+
+    queries: with known answers that the model has not learned from.
+    """
+    facts: dict[str, float] = {}
+    for pool in _pools(model):
+        pool.only(HEADS)
+        heads = answer_all(model, gatherer, queries, LEVELS)
+        pool.only(PROCESS)
+        process = answer_all(model, gatherer, queries, LEVELS)
+        pool.only(pool.start_share)
+        pool.settle(heads, process, queries)
+        facts |= pool.shares()
+    return facts
+
+
+def settle_as(model: JourneyModel, settled: JourneyModel) -> None:
+    """A refit keeps what the selection settled."""
+    for pool, other in zip(_pools(model), _pools(settled), strict=True):
+        pool.settle_as(other)
+
+
+def _pools(model: JourneyModel) -> list[ValuePooled]:
+    return [objective for objective in model.objectives.values() if isinstance(objective, ValuePooled)]

@@ -1,0 +1,123 @@
+"""Heads and a purchase process in one objective: who answers what, and what the validation cutoff decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+
+from constellation.errors import InputError
+from constellation.journeys.windows import ask
+from constellation.metrics import LEVELS as HUNDRED
+from constellation.objectives.families import Quantiles
+from constellation.objectives.purchase_processes import ParetoNbd
+from constellation.objectives.value_pooled import ValuePooled
+from tests.golden.tiny import HORIZONS_DAYS, KNOWN_UNTIL, tiny_batch, tiny_store, tiny_vocabulary
+
+WIDTH = 8
+LEVELS = torch.tensor(np.array(HUNDRED))
+
+
+@pytest.fixture
+def pooled() -> ValuePooled:
+    torch.manual_seed(0)
+    made = ValuePooled(tiny_vocabulary(), 3, WIDTH, HORIZONS_DAYS, family=Quantiles(num_levels=5), process=ParetoNbd())
+    with torch.no_grad():  # a head that says something of its own about everybody
+        made.heads.head.weight.normal_(std=0.3)
+    return made.requires_grad_(False)
+
+
+def asked(seed: int = 0):
+    batch = tiny_batch()
+    return batch, torch.randn(batch.num_queries, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def test_alone_each_part_answers_as_it_would(pooled: ValuePooled) -> None:
+    batch, readout_QD = asked()
+    members = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
+    for share, part in ((1.0, pooled.heads), (0.0, pooled.process)):
+        pooled.only(share)
+        answers, wanted = pooled.predict(readout_QD, batch, members), part.predict(readout_QD, batch, members)
+        for name, expected in wanted.items():
+            if not name.endswith(f"_{HORIZONS_DAYS[1]}d_quantiles"):  # of random heads they fall, of a pool they do not
+                torch.testing.assert_close(answers[name], expected)
+
+
+def test_expected_values_are_averaged_and_zeros_agree(pooled: ValuePooled) -> None:
+    batch, readout_QD = asked()
+    heads, process = (part.predict(readout_QD, batch, LEVELS) for part in (pooled.heads, pooled.process))
+    pooled.only(0.25)
+    answers = pooled.predict(readout_QD, batch, LEVELS)
+    for kind in ("value", "purchases"):
+        name = f"{kind}_{HORIZONS_DAYS[0]}d"
+        for part in ("expected", "p_zero"):
+            torch.testing.assert_close(
+                answers[f"{name}_{part}"], 0.25 * heads[f"{name}_{part}"] + 0.75 * process[f"{name}_{part}"]
+            )
+        share_zero = (answers[f"{name}_quantiles"] <= 0).double().mean(dim=1)
+        assert (share_zero - answers[f"{name}_p_zero"]).abs().max() < 0.02
+    counts = answers[f"purchases_{HORIZONS_DAYS[1]}d_quantiles"]
+    assert torch.equal(counts, counts.round())
+
+
+def test_longer_horizons_never_fall_below_shorter_ones(pooled: ValuePooled) -> None:
+    batch, readout_QD = asked()
+    pooled.only(1.0)
+    pooled.teach(HORIZONS_DAYS[:1])  # the heads answer the shorter one, the process the longer one
+    answers = pooled.predict(readout_QD, batch, LEVELS)
+    short, long = (f"value_{days}d" for days in HORIZONS_DAYS)
+    assert (answers[f"{long}_expected"] >= answers[f"{short}_expected"]).all()
+    assert (answers[f"{long}_p_zero"] <= answers[f"{short}_p_zero"]).all()
+    assert (answers[f"{long}_quantiles"] >= answers[f"{short}_quantiles"]).all()
+
+
+def test_what_no_label_teaches_is_the_matter_of_the_process(pooled: ValuePooled) -> None:
+    batch, readout_QD = asked()
+    states_ND = torch.zeros(batch.num_events, 3)
+    pooled.teach(HORIZONS_DAYS[:1])
+    seen = batch.targets.observed_QK.clone()
+    before = pooled.loss(states_ND, readout_QD, batch)
+    assert torch.equal(batch.targets.observed_QK, seen)
+    batch.targets.observed_QK = seen & torch.tensor([True, False])
+    heads = pooled.heads.loss(states_ND, readout_QD, batch)
+    process = pooled.process.loss(states_ND, readout_QD, batch)
+    torch.testing.assert_close(before.mean, heads.mean + process.mean)
+    pooled.only(1.0)
+    answers = pooled.predict(readout_QD, batch, LEVELS)
+    alone = pooled.process.predict(readout_QD, batch, LEVELS)
+    long = f"purchases_{HORIZONS_DAYS[1]}d_expected"
+    short = answers[f"purchases_{HORIZONS_DAYS[0]}d_expected"]
+    torch.testing.assert_close(answers[long], torch.maximum(alone[long], short))
+
+
+def test_the_slice_decides_and_the_weights_keep_it(pooled: ValuePooled, tmp_path: Path) -> None:
+    store = tiny_store(lengths=(9,) * 60)
+    cutoff = KNOWN_UNTIL - 100 * 86_400_000_000
+    queries = ask(store, np.arange(60), np.full(60, cutoff), HORIZONS_DAYS, KNOWN_UNTIL)
+    right, wrong = {}, {}
+    for column, days in enumerate(HORIZONS_DAYS):
+        for kind, realised_QK in (("value", queries.value_QK), ("purchases", queries.purchases_QK)):
+            truth_Q1 = np.asarray(realised_QK[:, column], dtype=np.float64)[:, None]
+            spread_L = np.linspace(0.8, 1.2, 100)
+            right[f"{kind}_{days}d_quantiles"] = np.sort(truth_Q1 * spread_L, axis=1)
+            wrong[f"{kind}_{days}d_quantiles"] = np.sort(truth_Q1 * spread_L * 3 + 5, axis=1)
+    pooled.settle(right, wrong, queries)
+    assert all(share > 0.95 for share in pooled.shares().values())
+    pooled.settle(wrong, right, queries)
+    assert all(share < 0.05 for share in pooled.shares().values())
+    pooled.teach(HORIZONS_DAYS[:1])
+    save_model(pooled, str(tmp_path / "weights.safetensors"))
+    again = ValuePooled(tiny_vocabulary(), 3, WIDTH, HORIZONS_DAYS, family=Quantiles(num_levels=5), process=ParetoNbd())
+    other = ValuePooled(tiny_vocabulary(), 3, WIDTH, HORIZONS_DAYS, family=Quantiles(num_levels=5), process=ParetoNbd())
+    load_model(again, str(tmp_path / "weights.safetensors"))
+    other.settle_as(pooled)
+    assert again.shares() == other.shares() == pooled.shares()
+    assert again.taught_K.tolist() == [True, False]
+
+
+def test_a_share_must_be_one() -> None:
+    with pytest.raises(InputError, match="share"):
+        ValuePooled(tiny_vocabulary(), 3, WIDTH, HORIZONS_DAYS, family=Quantiles(), process=ParetoNbd(), share=1.5)
