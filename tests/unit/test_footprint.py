@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from constellation import memory
 from constellation.errors import InputError
 from constellation.journeys.batch import Gatherer
+from constellation.journeys.device_gather import device_bytes
+from constellation.journeys.ranks import RankBatches
 from constellation.journeys.sampling import TrainingBatches
 from constellation.journeys.splits import Splits
 from constellation.model import JourneyModel
 from constellation.training import footprint
-from constellation.training.fit import fit
-from constellation.training.footprint import LiveBytes, state_of, step_of
+from constellation.training.fit import _pieces, fit
+from constellation.training.footprint import LiveBytes, check_memory, state_of, step_of
 from constellation.training.study import fit_vocabulary, training_batches
 from tests.unit.test_training import ADAM, OPTIONS, STORE, WINDOWS, build
 
@@ -98,6 +101,58 @@ def test_what_does_not_fit_is_refused_with_advice(case: Any, tmp_path: Path, mon
     advised = int(str(refused.value).split("training.max_tokens=")[1].split()[0])
     assert 0.3 * num_events < advised < 0.5 * num_events
     assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_taken_in_pieces(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, batches = case
+    batches = replace(batches, max_journeys=64, max_tokens=10**6)
+    options = replace(OPTIONS, adapt_batch=True, max_epochs=2)
+    whole = fit(copy.deepcopy(model), batches, ADAM, options, tmp_path / "whole", label="", num_steps=2 * len(batches))
+    step, _ = step_of(model, batches, OPTIONS, 1)
+    free = (state_of(model, OPTIONS, 1) + step / 3) / 2**30
+    monkeypatch.setattr(footprint, "available_memory_gib", lambda: free)
+    with caplog.at_level("WARNING"):
+        found = fit(model, batches, ADAM, options, tmp_path / "cut", label="", num_steps=2 * len(batches))
+    pieces = int((tmp_path / "cut/pieces.txt").read_text())
+    assert pieces in (4, 8) and f"in {pieces} pieces" in caplog.text
+    assert not (tmp_path / "whole/pieces.txt").exists()
+    assert found.num_steps == whole.num_steps == 2 * len(batches)
+    assert [row["train/pieces_per_batch"] for row in found.history] == [pieces] * len(found.history)
+    for one, two in zip(found.history, whole.history, strict=True):
+        assert one["step"] == two["step"]
+        # A mean over all targets; in train/loss a piece counts as much as any other, whatever it asks.
+        (mean,) = (name for name in one if name.endswith("/loss") and name != "train/loss")
+        assert one[mean] == pytest.approx(two[mean], rel=0.1)
+    # Resumed on a machine with room, it goes on as it began; and without leave to adapt it is refused.
+    monkeypatch.setattr(footprint, "available_memory_gib", lambda: 100.0)
+    assert _pieces(model, batches, options, 1, tmp_path / "cut")[0] == pieces
+    assert _pieces(model, batches, options, 1, tmp_path / "whole")[0] == 1
+
+
+def test_pieces_of_ranks_are_disjoint_and_are_the_batch(case: Any) -> None:
+    _, batches = case
+    batches = replace(batches, before_first_share=0.5)
+    wholes = list(batches)
+    parts = [list(RankBatches(batches, rank, 2, pieces=3).from_place(0)) for rank in range(2)]
+    assert len(parts[0]) == 3 * len(wholes) == len(RankBatches(batches, 0, 2, pieces=3))
+    for place, whole in enumerate(wholes):
+        pieces = [piece for rank in parts for piece in rank[3 * place : 3 * place + 3]]
+        for column in ("time_N", "cutoff_Q", "lengths_B"):
+            together = torch.cat([getattr(piece, column) for piece in pieces])
+            assert torch.equal(together.sort().values, getattr(whole, column).sort().values)
+    later = list(RankBatches(batches, 1, 2, pieces=3).from_place(4))
+    assert len(later) == len(parts[1]) - 4
+    assert torch.equal(later[0].time_N, parts[1][4].time_N)
+
+
+def test_a_store_on_the_device_is_counted(case: Any) -> None:
+    model, batches = case
+    without = check_memory(model, batches, OPTIONS, 1).peak_gib
+    there = check_memory(model, batches, replace(OPTIONS, store_on_device=True), 1).peak_gib
+    store = device_bytes(batches.gatherer.store, batches.gatherer.vocabulary) / 2**30
+    assert there - without == pytest.approx(store, rel=0.2, abs=0.01)
 
 
 def test_memory_left_in_a_control_group(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from constellation.kernels import cross_entropy, products
 from constellation.kernels.attention import banded_attention, reference_attention, turned
+from constellation.kernels.bags import summed_bags, weighted_total
 from constellation.kernels.bands import BAND_PLACES, bands_of, journeys_per_band, padded_length
 from constellation.kernels.cross_entropy import log_sum_exp_total, rows_per_chunk
 from constellation.kernels.dropout import Dropout, keep_mask
@@ -96,8 +97,9 @@ def attention_inputs(lengths, heads, head_width, seed=0):
 
 def one_at_a_time(qkv, turn_NP, lengths, heads):
     width = qkv.shape[1] // 3
-    qk = turned(qkv[:, : 2 * width], turn_NP, heads, (width // heads) ** -0.5)
+    qk = turned(qkv[:, : 2 * width], turn_NP, heads)
     q, k, v = (part.unflatten(1, (heads, -1)) for part in (qk[:, :width], qk[:, width:], qkv[:, 2 * width :]))
+    q = q * (width // heads) ** -0.5
     outputs, start = [], 0
     for length in lengths:
         rows = slice(start, start + length)
@@ -132,6 +134,67 @@ def test_gradients_of_the_fast_attention_are_those_of_the_plain_one():
     assert (fast.grad.float() - plain.grad).norm() < 0.015 * plain.grad.norm()
     # Row by row too: no journey is wrong and drowned in the others.
     assert ((fast.grad.float() - plain.grad).norm(dim=1) < 0.06 * plain.grad.norm(dim=1) + 0.02).all()
+
+
+@pytest.mark.parametrize("size", [60.0, -60.0])
+def test_scores_beyond_the_range_of_exp_are_shifted(size):
+    """All scores of a journey lie near ``size`` squared over the root of 8: exp would be infinite, or 0."""
+    lengths = [5, 40, 230]
+    qkv, turn, bands = attention_inputs(lengths, heads=2, head_width=8, seed=2)
+    qkv[:, 16:32] = abs(size)
+    qkv[:, :16] = size
+    turn = torch.ones_like(turn)
+    plain, fast = qkv.bfloat16().float().requires_grad_(), qkv.bfloat16().requires_grad_()
+    expected, found = (one_at_a_time(plain, turn, lengths, heads=2), banded_attention(fast, turn, bands, heads=2))
+    assert (found.float() - expected).norm() < 0.01 * expected.norm()
+    weight = torch.randn(expected.shape)
+    (expected * weight).sum().backward()
+    (found.float() * weight).sum().backward()
+    of_values = slice(32, 48)  # scores are all alike, so that queries and keys have gradients of rounding only
+    assert (fast.grad[:, of_values].float() - plain.grad[:, of_values]).norm() < 0.015 * plain.grad.norm()
+
+
+@given(
+    rows=st.integers(0, 9),
+    per_row=st.integers(1, 3),
+    lists=st.integers(0, 2),
+    num_codes=st.sampled_from([1, 7, 40_000]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_bags_and_their_gradients_are_those_of_plain_indexing(rows, per_row, lists, num_codes, seed):
+    rng = np.random.default_rng(seed)
+    codes = torch.from_numpy(rng.integers(0, num_codes, (rows, per_row)))
+    made = [rng.integers(0, 4, rows) for _ in range(lists)]
+    given_bags = [
+        (torch.from_numpy(rng.integers(0, num_codes, sizes.sum())), torch.from_numpy(np.append(0, sizes.cumsum())))
+        for sizes in made
+    ]
+    table = torch.from_numpy(rng.normal(size=(num_codes, 4))).requires_grad_()
+    expected = table[codes].sum(1)
+    for codes_M, offsets in given_bags:
+        row_M = torch.repeat_interleave(offsets.diff())
+        expected = expected + torch.zeros(rows, 4, dtype=torch.float64).index_add(0, row_M, table[codes_M])
+    found = summed_bags(table, codes, given_bags)
+    torch.testing.assert_close(found, expected)
+    weight = torch.from_numpy(rng.normal(size=(rows, 4)))
+    grads = [torch.autograd.grad((out * weight).sum(), table)[0] for out in (found, expected)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("num_codes", [5, 40_000])
+def test_a_weighted_total_is_its_sum_and_so_are_its_gradients(num_codes):
+    generator = torch.Generator().manual_seed(0)
+    query, table = (
+        torch.randn(size, 6, generator=generator, dtype=torch.float64, requires_grad=True) for size in (4, num_codes)
+    )
+    codes, offsets = torch.tensor([3, 3, 0, num_codes - 1, 4]), torch.tensor([0, 2, 2, 5, 5])
+    row, weight = torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0.5, 0.25, 0.0, 2.0, 1.0])
+    found = weighted_total(query, table, (codes, offsets), row, weight)
+    expected = ((query[row] * table[codes]).sum(1) * weight).sum()
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(3 * out, [query, table]) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @given(st.lists(st.integers(0, 600), min_size=1, max_size=60))

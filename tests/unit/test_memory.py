@@ -1,5 +1,6 @@
 """Memory of this process."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -42,3 +43,33 @@ def test_memory_is_given_back_once_it_has_grown_beyond_where_it_settled(monkeypa
     assert given == [1.36]
     # It settles anew, so that a larger step is not answered with giving back after every step.
     assert not any(freed.after_step() for _ in range(5 * FreedMemory.SETTLING_STEPS))
+
+
+def test_training_imports_neither_plots_nor_signal_processing() -> None:
+    """Torchmetrics would, on the way to Lightning; afterwards both are there for whoever asks."""
+    code = (
+        "import sys, constellation.training.fit as fit\n"
+        "assert 'torchmetrics' in sys.modules and 'lightning' in sys.modules\n"
+        "assert not {'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "import scipy.signal, matplotlib\n"
+        "from importlib.metadata import version\n"
+        "print(version('scipy') == scipy.__version__, fit.L.__name__)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said.stdout.split() == ["True", "lightning"], said.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux, where glibc's allocator is")
+def test_large_blocks_are_kept_until_they_are_given_back() -> None:
+    code = (
+        "import resource, torch\n"
+        "from constellation.memory import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20): torch.empty(2**22).fill_(1.0)\n"  # 16 MiB each
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults(); print(faults())\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert int(said.stdout) < 4096, said.stderr  # one of the twenty would take as many

@@ -195,6 +195,26 @@ def test_a_resumed_run_goes_on_in_folder_and_mlflow(work_folder: Path, tracking:
     assert [(row["step"], row["value"]) for row in history] == [(0, 2.0), (1, 1.0)]
 
 
+def test_an_epoch_that_is_made_again_stands_in_the_history_once(work_folder: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), Run.start("a", "train") as first:
+        first.log_metrics({"train/loss": 2.0}, step=0)
+        first.log_metrics({"train/loss": 1.0, "train/events_per_second": 10.0}, step=1)
+        raise KeyboardInterrupt
+    path = work_folder / "a/history.jsonl"
+    path.write_text(path.read_text() + '{"step": 2, "na')  # killed while it wrote
+    with Run.start("a", "train", resume=True) as second:
+        second.log_metrics({"train/loss": 1.0, "train/events_per_second": 12.0}, step=1)
+        second.flush()
+        second.log_metrics({"train/loss": 0.5}, step=2)
+    history = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["name"], row["value"]) for row in history] == [
+        (0, "train/loss", 2.0),
+        (1, "train/loss", 1.0),
+        (1, "train/events_per_second", 12.0),
+        (2, "train/loss", 0.5),
+    ]
+
+
 def test_a_run_that_is_still_running_is_not_resumed(work_folder: Path) -> None:
     with Run.start("a", "train"):
         state = read(work_folder / "a/run.json")

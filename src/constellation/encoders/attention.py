@@ -86,12 +86,18 @@ def turns(batch: JourneyBatch, head_width: int, *, time: bool = True) -> Tensor:
     device = batch.time_N.device
     place = torch.arange(pairs - num_time, dtype=torch.float64, device=device) / max(pairs - num_time, 1)
     steps = torch.arange(batch.max_length, dtype=torch.float64, device=device).unsqueeze(1)
-    angle_NP = ((steps * POSITION_BASE**-place) % (2 * torch.pi)).float().index_select(0, batch.position_N)
+    by_step = _unit((steps * POSITION_BASE**-place) % (2 * torch.pi))
+    turn_NP = by_step.index_select(0, batch.position_N)
     if num_time:
         first_N = batch.offsets_B.index_select(0, batch.journey_N)
         days_N1 = (batch.time_N - batch.time_N.index_select(0, first_N)).double().unsqueeze(1) / MICROSECONDS_PER_DAY
         shortest, longest = TIME_PERIODS_DAYS
         place = torch.arange(num_time, dtype=torch.float64, device=device) / max(num_time - 1, 1)
         turned_NP = days_N1 / (shortest * (longest / shortest) ** place)
-        angle_NP = torch.cat([angle_NP, turned_NP.frac().float() * (2 * torch.pi)], dim=1)
-    return torch.polar(torch.ones_like(angle_NP), angle_NP)
+        turn_NP = torch.cat([turn_NP, _unit(turned_NP.frac() * (2 * torch.pi))], dim=1)
+    return turn_NP
+
+
+def _unit(angle: Tensor) -> Tensor:
+    angle = angle.float()
+    return torch.polar(torch.ones_like(angle), angle)

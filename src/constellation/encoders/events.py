@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from constellation.journeys.vocabulary import FIRST_KNOWN
+from constellation.kernels.bags import summed_bags
 from constellation.kernels.dropout import Dropout
 from constellation.schema import PRODUCT
 
@@ -78,14 +78,10 @@ class EventEmbedding(nn.Module):
         single += [batch.weekday_N, batch.hour_N] if self.has_clock else []
         single.append(batch.first_N.long())
         codes_NF = torch.stack(single, dim=1) + self.start_F
-        events_ND = functional.embedding_bag(codes_NF, self.table.weight, mode="sum")
-        for name in self.lists:
-            values_M, offsets = batch.lists[name]
-            events_ND = events_ND + functional.embedding_bag(
-                values_M + self.start_of[name], self.table.weight, offsets, mode="sum", include_last_offset=True
-            )
+        lists = [(batch.lists[name][0] + self.start_of[name], batch.lists[name][1]) for name in self.lists]
+        events_ND = summed_bags(self.table.weight, codes_NF, lists)
         if self.amounts is not None:
-            events_ND = events_ND + self.amounts(self._numbers(batch))
+            events_ND = events_ND + self.amounts(self.numbers(batch))
         dropped_ND: Tensor = self.dropout(events_ND)
         return dropped_ND
 
@@ -94,7 +90,7 @@ class EventEmbedding(nn.Module):
         first = self.start_of[PRODUCT] + FIRST_KNOWN
         return self.table.weight[first : first + self.num_products]
 
-    def _numbers(self, batch: JourneyBatch) -> Tensor:
+    def numbers(self, batch: JourneyBatch) -> Tensor:
         """Scaled signed logs of the numeric columns, then elapsed time, [N, features] float32."""
         parts = []
         if self.has_clock:

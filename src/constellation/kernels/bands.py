@@ -11,6 +11,9 @@ from torch import Tensor
 BAND_PLACES = 1536
 """About so many places a band has. Fewer make more calls, more pad more and leave the cache."""
 
+MOSTLY_FULL = 0.85
+"""A band of which less would be events is cut in half."""
+
 GRAIN, GRAINS_PER_DOUBLING = 8, 8
 
 
@@ -26,12 +29,24 @@ class Bands:
     place_N: Tensor
     pads_P: Tensor
     _layouts: dict[int, Layout] = field(default_factory=dict)
+    _tiled: dict[tuple[int, float, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def by_head(self, heads: int) -> Layout:
         """Where [heads, journeys, length] of each band finds its vectors in [N, heads], and back; made once."""
         if heads not in self._layouts:
             self._layouts[heads] = _layout(self, heads)
         return self._layouts[heads]
+
+    def tiled(self, turn_NP: Tensor, heads: int, query_scale: float, *, conjugate: bool = False) -> Tensor:
+        """[N, 2 heads P] complex: ``turn_NP`` side by side for all queries, scaled, then all keys; made once per batch.
+
+        As one row it turns an event's queries and keys three times as fast as repeated by broadcasting.
+        """
+        key = heads, query_scale, conjugate
+        if key not in self._tiled or self._tiled[key][0] is not turn_NP:
+            turn = turn_NP.conj().resolve_conj() if conjugate else turn_NP
+            self._tiled[key] = turn_NP, torch.cat([turn * query_scale] * heads + [turn] * heads, dim=1)
+        return self._tiled[key][1]
 
 
 @dataclass
@@ -49,8 +64,8 @@ class Layout:
 def bands_of(lengths_B: np.ndarray, device: torch.device) -> Bands:
     """Bands of journeys of ``lengths_B`` events that lie end to end, longest first; empty journeys have no place.
 
-    The shape of a band hangs on its padded length alone, so that shapes are few: kernels, memory pools and compilers
-    prepare and keep something for each. The last band is filled up with copies, which are padding.
+    A band of a padded length has one of two sizes, so that shapes are few: kernels, memory pools and compilers prepare
+    and keep something for each. The last band is filled up with copies, which are padding.
     """
     lengths_B = np.asarray(lengths_B, dtype=np.int64)
     offsets_B = np.cumsum(lengths_B) - lengths_B
@@ -59,6 +74,8 @@ def bands_of(lengths_B: np.ndarray, device: torch.device) -> Bands:
     while first < len(order):
         length = padded_length(int(lengths_B[order[first]]))
         journeys = journeys_per_band(length)
+        if lengths_B[order[first : first + journeys]].sum() < MOSTLY_FULL * journeys * length:
+            journeys = max(journeys // 2, 1)
         members = order[first : first + journeys]
         start_B[members] = used + np.arange(len(members)) * length
         filled = np.resize(members, journeys) if len(members) < journeys else members

@@ -23,8 +23,9 @@ BLOCK = 4096
 CHUNK_BYTES = {"cpu": 64 * 2**20, "other": 512 * 2**20}
 MOST_ROWS = {"cpu": 256, "other": 8192}
 FEWEST_ROWS = 64
+CACHED_LOGITS, MOST_CACHED_ROWS = 2**19, 1024
 """Rows of a chunk: more of them write the embeddings' gradient less often, fewer stay in the cache. Measured at
-vocabularies of 3,416 to 200,000: benchmarks/DIARY.md."""
+vocabularies of 302 to 200,000: benchmarks/DIARY.md. While so many logits stay in the cache, up to so many rows."""
 
 BIAS_COLUMNS = 8
 """Matrix products like widths that are multiples of 8."""
@@ -57,7 +58,8 @@ def _product_type(kind: str) -> torch.dtype:
 def rows_per_chunk(vocabulary: int, dtype: torch.dtype, kind: str) -> int:
     """Rows whose logits fit the bytes of a chunk, within ``FEWEST_ROWS`` and ``MOST_ROWS``."""
     kind = kind if kind == "cpu" else "other"
-    return max(FEWEST_ROWS, min(MOST_ROWS[kind], CHUNK_BYTES[kind] // (vocabulary * dtype.itemsize) // 16 * 16))
+    most = max(MOST_ROWS[kind], min(MOST_CACHED_ROWS, CACHED_LOGITS // vocabulary // 256 * 256))
+    return max(FEWEST_ROWS, min(most, CHUNK_BYTES[kind] // (vocabulary * dtype.itemsize) // 16 * 16))
 
 
 class _LogSumExpTotal(torch.autograd.Function):

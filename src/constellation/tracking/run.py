@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from constellation.errors import InputError
 from constellation.schema import CUSTOMER_ID
+from constellation.tracking.history import History
 from constellation.tracking.mlflow_run import BATCH_METRICS, MlflowRun, NullTracking, Tracking
 from constellation.tracking.records import environment, finite, flatten, to_yaml, without_passwords, write_json
 
@@ -67,8 +68,8 @@ class Run:
         earlier = _earlier_mlflow_run(folder) if resume else None
         self._before = _records(folder) if resume else {}
         if not resume:
-            for stale in ("metrics.json", "history.jsonl"):
-                (folder / stale).unlink(missing_ok=True)
+            (folder / "metrics.json").unlink(missing_ok=True)
+        self._history = History(folder / "history.jsonl", resume=resume)
         self._log_handler = logging.FileHandler(folder / "run.log", mode="a" if resume else "w", encoding="utf-8")
         self._log_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self._log_handler.setLevel(logging.INFO)
@@ -180,10 +181,7 @@ class Run:
             self._written = time.monotonic()
             stepped = [row for row in rows if row[3] >= 0]
             if stepped:
-                with (self.folder / "history.jsonl").open("a", encoding="utf-8") as file:
-                    for name, value, now_ms, step in stepped:
-                        line = {"step": step, "name": name, "value": finite(value), "time_ms": now_ms}
-                        file.write(json.dumps(line) + "\n")
+                self._history.append(stepped)
             if rows and self._mlflow is not None:
                 self._mlflow.metrics([(name, value, now_ms, max(step, 0)) for name, value, now_ms, step in rows])
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L
 import torch
 
 from constellation.journeys.batch import JourneyBatch
@@ -16,6 +15,7 @@ from constellation.journeys.ranks import RankBatches
 from constellation.memory import FreedMemory, give_back_memory, peak_memory_gib
 from constellation.metrics.names import shortfall
 from constellation.model import JourneyModel
+from constellation.training.lean import L
 
 
 class EpochBatches:
@@ -115,6 +115,8 @@ class Selection(L.Callback):
             row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
             row |= {f"train/{name}": value for name, value in means.items()}
             row["train/events_per_second"] = num_events / max(seconds, 1e-9)
+            if trainer.accumulate_grad_batches > 1:
+                row["train/pieces_per_batch"] = trainer.accumulate_grad_batches
             row["train/waiting_share"] = waiting / trainer.world_size / max(seconds, 1e-9)
             if self.score is not None:
                 row |= self._judge(trainer, model)
@@ -205,7 +207,7 @@ class Progress(L.Callback):
         if self._bar is not None and not self._bar.disable:
             rate = self._events / max(time.perf_counter() - self._start, 1e-9)
             self._bar.set_postfix_str(f"{rate:,.0f} events/s", refresh=False)
-            self._bar.update(1)
+            self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_end(self, trainer: L.Trainer, learner: Any) -> None:
         if self._bar is not None:

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.plugins import CheckpointIO
+
+from constellation.training.lean import CheckpointIO, L
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
@@ -190,6 +190,8 @@ class Checkpoints(L.Callback):
             self._random = None
 
     def on_train_batch_end(self, trainer: L.Trainer, learner: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        if (batch_index + 1) % trainer.accumulate_grad_batches:
+            return  # in the middle of a step, whose gradients are kept nowhere
         # After its last step the epoch has a checkpoint of its own.
         if not trainer.should_stop and not trainer.is_last_batch and self._is_due(trainer):
             self._write(trainer)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -18,18 +18,19 @@ from constellation.errors import InputError
 from constellation.journeys.ranks import RankBatches
 from constellation.journeys.sampling import TrainingBatches
 from constellation.kernels.products import FLOAT32, measured_choice
+from constellation.memory import give_back_memory, keep_freed_memory
 from constellation.model import JourneyModel
 from constellation.training import ranks
 from constellation.training.callbacks import EpochBatches, GiveBack, Progress, Selection, Stop, peak_device_gib
 from constellation.training.checkpoints import CheckpointFiles, Checkpoints, newest_whole
 from constellation.training.feeding import fed, makes_ahead
 from constellation.training.footprint import check_memory
+from constellation.training.lean import L
 from constellation.training.learner import Learner, OptimizerFactory
 from constellation.training.options import AUTO, TrainingOptions
 from constellation.training.sharding import strategy_of
 
-if TYPE_CHECKING:
-    import lightning as L
+log = logging.getLogger(__name__)
 
 Score = Callable[[torch.nn.Module], dict[str, float]]
 Report = Callable[[dict[str, float]], None]
@@ -70,6 +71,7 @@ class Phase:
     num_threads: int
     seed: int
     products: str
+    pieces: int
 
     def __call__(self, place: ranks.Place) -> None:
         """What a rank after the first does: train beside it, and leave nothing."""
@@ -105,7 +107,7 @@ def fit(
     """
     quiet()
     num_ranks = ranks.number_of_ranks(options.accelerator, options.devices)
-    predicted = check_memory(model, batches, options, num_ranks)
+    pieces, predicted = _pieces(model, batches, options, num_ranks, folder)
     planned_steps = num_steps or options.max_epochs * len(batches)
     phase = Phase(
         model=model,
@@ -121,6 +123,7 @@ def fit(
         num_threads=torch.get_num_threads(),
         seed=torch.initial_seed() % 2**31,
         products=_products(options, folder),
+        pieces=pieces,
     )
     is_team = num_ranks > 1 or options.strategy == "fsdp"
     _trainer(phase, None if not is_team else ranks.Place(0, num_ranks, 0, num_ranks), [])  # mistakes before processes
@@ -160,6 +163,7 @@ def _trained(
     callbacks: Sequence[L.Callback] = (),
 ) -> tuple[L.Trainer, Selection, Learner]:
     options, is_sharded = phase.options, phase.options.strategy == "fsdp"
+    keep_freed_memory()
     rank, num_ranks = (0, 1) if place is None else (place.rank, place.size)
     plain = phase.model if is_sharded else None  # stays whole, beside the one whose weights are spread
     learner = Learner(
@@ -175,7 +179,7 @@ def _trained(
         is_compiled=options.compile,
     )
     trainer: L.Trainer
-    data = EpochBatches(RankBatches(phase.batches, rank, num_ranks), lambda: trainer.current_epoch)
+    data = EpochBatches(RankBatches(phase.batches, rank, num_ranks, phase.pieces), lambda: trainer.current_epoch)
     selection = Selection(
         score=score, monitor=monitor, patience=options.patience, report=report, data=data, plain=plain
     )
@@ -195,12 +199,12 @@ def _trained(
         raise KeyboardInterrupt from stop
     finally:
         data.close()
+        give_back_memory()
         signal.signal(signal.SIGINT, handler)
     return trainer, selection, learner
 
 
 def _trainer(phase: Phase, place: ranks.Place | None, callbacks: list[Any]) -> L.Trainer:
-    import lightning as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     options = phase.options
@@ -219,6 +223,7 @@ def _trainer(phase: Phase, place: ranks.Place | None, callbacks: list[Any]) -> L
             strategy=strategy_of(options.strategy, 1 if place is None else place.size),
             precision=options.precision,  # type: ignore[arg-type]
             gradient_clip_val=options.gradient_clip or None,
+            accumulate_grad_batches=phase.pieces,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -244,6 +249,29 @@ def _pickled(phase: Phase) -> bytes:
             f"The training cannot be sent to the processes of training.devices={phase.options.devices}: {error}. "
             "Model and optimizer must be defined in a module that can be imported, not in a notebook or a function."
         ) from error
+
+
+def _pieces(
+    model: JourneyModel, batches: TrainingBatches, options: TrainingOptions, num_ranks: int, folder: Path
+) -> tuple[int, float]:
+    """Pieces of each batch, and the peak memory that is expected, GiB. Chosen once per phase, as the products are."""
+    path = folder / "pieces.txt"
+    chosen = int(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if chosen is None and any(folder.glob("*.ckpt")):
+        chosen = 1  # what is resumed began with whole batches
+    told = check_memory(model, batches, options, num_ranks, chosen)
+    if told.pieces > 1 and chosen is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(str(told.pieces), encoding="utf-8")
+        partial.replace(path)
+    if told.pieces > 1:
+        log.warning(
+            "A batch does not fit in memory whole: each is worked on in %d pieces, whose gradients are averaged; "
+            "a step still learns from the whole batch.",
+            told.pieces,
+        )
+    return told.pieces, told.peak_gib
 
 
 def _products(options: TrainingOptions, folder: Path) -> str:

@@ -11,6 +11,7 @@ while it lives. So the formula holds for any encoder, width, depth, vocabulary a
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from constellation.errors import InputError
+from constellation.journeys.device_gather import device_bytes
 from constellation.journeys.packing import map_tensors
 from constellation.memory import available_memory_gib, resident_memory_gib
+from constellation.training.feeding import lies_on
 
 if TYPE_CHECKING:
     from constellation.journeys.sampling import TrainingBatches
@@ -64,14 +67,43 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def check_memory(model: JourneyModel, batches: TrainingBatches, options: TrainingOptions, num_ranks: int) -> float:
-    """Peak memory in GiB that training is expected to reach: of the GPU where it trains on one, else of this process.
+@dataclass(frozen=True)
+class Footprint:
+    """peak_gib: that training is expected to reach, of the GPU where it trains on one, else of this process.
 
-    Raises InputError, with a budget that would fit, where that much is not free.
+    pieces: into which each batch is cut so that it fits; 1: it fits whole.
     """
+
+    peak_gib: float
+    pieces: int
+
+
+def check_memory(
+    model: JourneyModel, batches: TrainingBatches, options: TrainingOptions, num_ranks: int, pieces: int | None = None
+) -> Footprint:
+    """What training will take: the tensors of a step and all that is kept between steps, a store on the device too.
+
+    What the allocator keeps of batches of other sizes comes on top: up to a quarter before it is given back (see
+    ``memory.FreedMemory``), and a third of a megabyte for each shape of product that the CPU's library prepares.
+    pieces: what an earlier part of this training chose. Raises InputError, with a budget that would fit, where that
+    much is not free and ``training.adapt_batch`` is false, or even a single journey does not fit.
+    """
+    first, most = pieces or 1, batches.max_journeys if options.adapt_batch and pieces is None else pieces or 1
+    while True:
+        try:
+            return Footprint(_checked(model, batches, options, num_ranks, first), first)
+        except InputError:
+            if 2 * first > most:
+                raise
+            first *= 2
+
+
+def _checked(
+    model: JourneyModel, batches: TrainingBatches, options: TrainingOptions, num_ranks: int, pieces: int
+) -> float:
     on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    step_bytes, num_events = step_of(model, batches, options, num_ranks)
-    state_bytes = state_of(model, options, num_ranks)
+    step_bytes, num_events = step_of(model, batches, options, num_ranks * pieces)
+    state_bytes = state_of(model, options, num_ranks) + _store_bytes(batches, options, on_gpu)
     needed = (state_bytes + step_bytes) / GIB
     ranks_here = 1 if on_gpu else num_ranks
     free = torch.cuda.mem_get_info()[0] / GIB if on_gpu else available_memory_gib()
@@ -87,9 +119,11 @@ def check_memory(model: JourneyModel, batches: TrainingBatches, options: Trainin
         )
         raise InputError(
             f"Training needs about {needed * ranks_here:.2f} GiB more ({state_bytes / GIB:.2f} GiB for gradients, "
-            f"moments and averages, {step_bytes / GIB:.2f} GiB for a batch of {num_events:,} events"
+            f"moments, averages and a store on the device, {step_bytes / GIB:.2f} GiB for a batch of {num_events:,} "
+            "events"
             f"{'' if ranks_here == 1 else f', in each of {ranks_here} processes'}), but {free:.2f} GiB are free. "
-            f"{advice}; a smaller training.max_journeys or encoder.width helps, too."
+            f"{advice}; a smaller training.max_journeys or encoder.width helps, too, and training.adapt_batch=true "
+            "works on a batch piece by piece."
         )
     return needed if on_gpu else resident_memory_gib() + needed
 
@@ -100,6 +134,14 @@ def state_of(model: JourneyModel, options: TrainingOptions, num_ranks: int) -> i
     spread = num_ranks if options.strategy == "fsdp" else 1
     averages = 1 if options.averaging else 0
     return int(trained * (3 + averages) / spread) + trained  # the best epoch's weights are whole, on the host
+
+
+def _store_bytes(batches: TrainingBatches, options: TrainingOptions, on_gpu: bool) -> int:
+    """Of a store that lies on the device, 0 where it does not."""
+    gatherer = batches.gatherer
+    if not lies_on(gatherer, torch.device("cuda" if on_gpu else "cpu"), options):
+        return 0
+    return device_bytes(gatherer.store, gatherer.vocabulary)
 
 
 def step_of(model: JourneyModel, batches: TrainingBatches, options: TrainingOptions, num_ranks: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from constellation.kernels.compiled import compiled
 from constellation.kernels.products import FLOAT32, products_in
 from constellation.model import JourneyModel
 from constellation.training.checkpoints import of_all_ranks
+from constellation.training.lean import L
 from constellation.training.sharding import local, shard
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]

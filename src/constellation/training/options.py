@@ -10,6 +10,9 @@ AUTO = "auto"
 PRODUCTS = ("float32", "bfloat16")
 """As in ``kernels/products.py``, said again so that the door can check options without torch."""
 
+SMALL_BATCH, LARGE_BATCH, STEPS_OF_AN_EPOCH = 32, 256, 150
+"""Journeys of a batch by default: few where customers are few, so that there are steps enough to learn in."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -19,7 +22,8 @@ class TrainingOptions:
     better validation score. monitor: ``<target>/<metric>`` on the validation cutoff, such as ``value_91d/crps``; null
     takes the CRPS of money over the longest horizon that the validation span covers, else NDCG@10 of the products.
     max_scored: validation questions scored after each epoch, at most, the same ones each time; null: all.
-    max_tokens, max_journeys: the most events and journeys of a batch. max_events: a journey keeps its last so many.
+    max_tokens, max_journeys: the most events and journeys of a batch; ``auto``: 32 journeys, and up to 256 where there
+    are so many that an epoch still has 150 steps. max_events: a journey keeps its last so many.
     gradient_clip: largest norm of a step's gradient; 0 never clips. Money is heavy-tailed: clipping shrinks just the
     steps that the best customers cause; at a norm of 1 every total came out 5 to 10 % low, in training too.
     cutoffs_per_journey: questions drawn per journey and epoch; 0 asks only what follows each event, of its state.
@@ -41,6 +45,9 @@ class TrainingOptions:
     they take at most a third of its free memory. prefetch: a thread makes batches ahead; auto: on a GPU.
     compile: fuse the row-wise parts of a transformer's layers by torch.compile, which takes a minute at the first step
     and pays on a GPU.
+    adapt_batch: where a batch does not fit in memory, halve the journeys that are worked on at once until it does, and
+    average the gradients of the parts, so that a step still learns from the whole batch (its losses are means over each
+    part, and the parts weigh the same); false refuses it with advice.
     windows_days: look-back windows of the aggregates. min_count: rarer categories are read as unknown.
     """
 
@@ -49,7 +56,7 @@ class TrainingOptions:
     monitor: str | None = None
     max_scored: int | None = None
     max_tokens: int = 8192
-    max_journeys: int = 32
+    max_journeys: int | str = AUTO
     max_events: int = 1024
     cutoffs_per_journey: int = 8
     before_first_share: float = 0.05
@@ -68,14 +75,23 @@ class TrainingOptions:
     store_on_device: bool | str = AUTO
     prefetch: bool | str = AUTO
     compile: bool = False
+    adapt_batch: bool = False
     num_threads: int | None = 1
     checkpoint_every_steps: int | None = None
     checkpoint_every_minutes: float = 5.0
 
+    def journeys_of_a_batch(self, num_journeys: int) -> int:
+        """At most so many, where training has ``num_journeys``."""
+        if isinstance(self.max_journeys, str):
+            return min(max(num_journeys // STEPS_OF_AN_EPOCH, SMALL_BATCH), LARGE_BATCH)
+        return self.max_journeys
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows_days", tuple(int(days) for days in self.windows_days))
+        if isinstance(self.max_journeys, str) and self.max_journeys != AUTO:
+            raise InputError(f"training.max_journeys must be a number or auto, found {self.max_journeys!r}.")
         for name in ("max_epochs", "patience", "max_tokens", "max_journeys", "max_events"):
-            if getattr(self, name) < 1:
+            if not isinstance(getattr(self, name), str) and getattr(self, name) < 1:
                 raise InputError(f"training.{name} must be at least 1, found {getattr(self, name)}.")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
             raise InputError(

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment
 
 from constellation.errors import InputError
+from constellation.training.lean import ClusterEnvironment
 
 PATIENCE = timedelta(hours=6)  # for a rank that scores while the others wait
 IDLE = timedelta(days=60)  # for the next phase

@@ -6,12 +6,12 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from constellation.errors import InputError
 from constellation.model import JourneyModel
 from constellation.training.checkpoints import read
+from constellation.training.lean import DDPStrategy, ModelParallelStrategy, Strategy
 
 STRATEGIES = ("auto", "ddp", "fsdp")
 

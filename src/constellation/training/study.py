@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from constellation.answering import answer
 from constellation.errors import InputError
-from constellation.journeys.baskets import next_products, seen_products, take
+from constellation.journeys.baskets import next_products, next_types, seen_products, take
 from constellation.journeys.batch import Gatherer
 from constellation.journeys.sampling import TrainingBatches
 from constellation.journeys.splits import Splits
@@ -24,8 +24,10 @@ from constellation.metrics import LEVELS, value
 from constellation.metrics.ranking import product_columns
 from constellation.model import JourneyModel
 from constellation.training.fit import Fitted, fit
+from constellation.training.initial import Initial
 from constellation.training.learner import OptimizerFactory
 from constellation.training.options import TrainingOptions
+from constellation.training.settling import settle, settle_as
 
 TRIED_QUESTIONS = 64
 """Questions put to the untrained model, to learn which metrics it has before hours are spent."""
@@ -36,13 +38,17 @@ Report = Callable[[str, dict[str, float]], None]
 
 @dataclass
 class Study:
-    """A selected and a refitted model with the vocabularies they read through; one and the same without a refit."""
+    """A selected and a refitted model with the vocabularies they read through; one and the same without a refit.
+
+    settled: what the validation cutoff said of pooled forecasts; see ``settling``.
+    """
 
     selected: Fitted
     selected_vocabulary: Vocabulary
     refitted: Fitted
     vocabulary: Vocabulary
     monitor: str
+    settled: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_refitted(self) -> bool:
@@ -60,6 +66,7 @@ class Study:
             "train/predicted_memory_gib": max(self.selected.predicted_memory_gib, self.refitted.predicted_memory_gib),
             "train/bfloat16_products": float(self.refitted.products == BFLOAT16),
             "train/num_parameters": float(sum(part.numel() for part in self.refitted.model.parameters())),
+            **{f"train/{name}": value for name, value in self.settled.items()},
         }
 
 
@@ -72,8 +79,11 @@ def select_then_refit(
     *,
     seed: int,
     report: Report,
+    initial: Initial | None = None,
 ) -> Study:
     """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what resuming needs.
+
+    ``initial`` is a trained model that both phases start from.
 
     With ``refit: false`` the selected model is also the refitted one. Raises InputError where the model cannot be
     scored by the monitor, or cannot learn from the questions that the options ask.
@@ -85,6 +95,7 @@ def select_then_refit(
     monitor = choose_monitor(options.monitor, splits, select_vocabulary)
     _seed(seed)
     model = build(select_vocabulary)
+    select_optimizer = optimizer if initial is None else initial.begin(model, select_vocabulary, optimizer)
     check_questions(model, options)
     if len(splits.val) == 0:
         raise InputError("No customer can be scored on validation: nobody has an event at or before the cutoff.")
@@ -92,6 +103,8 @@ def select_then_refit(
     scorer = Scorer(gatherer, _some(splits.val, options.max_scored), exclude_seen=exclude_seen)
     few = splits.val.take(np.arange(min(TRIED_QUESTIONS, len(splits.val))))
     available = Scorer(gatherer, few, exclude_seen=exclude_seen)(model)
+    if options.monitor is None:
+        monitor = next((name for name in (monitor, *other_monitors(splits)) if name in available), monitor)
     if monitor not in available:
         raise InputError(f"training.monitor is {monitor!r}; this model has {', '.join(sorted(available))}.")
     batches = training_batches(gatherer, splits, splits.select_until, options, seed)
@@ -101,7 +114,7 @@ def select_then_refit(
         lambda: fit(
             model,
             batches,
-            optimizer,
+            select_optimizer,
             options,
             folder / "select",
             label=f"select (seed {seed})",
@@ -110,11 +123,13 @@ def select_then_refit(
             report=lambda row: report("select", row),
         ),
     )
+    settled = settle(selected.model, gatherer, scorer.queries)
     if not options.refit:
-        return Study(selected, select_vocabulary, selected, select_vocabulary, monitor)
+        return Study(selected, select_vocabulary, selected, select_vocabulary, monitor, settled)
     vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.refit_until)
     _seed(seed)
     refit_model = build(vocabulary)
+    refit_optimizer = optimizer if initial is None else initial.begin(refit_model, vocabulary, optimizer)
     refit_batches = training_batches(
         Gatherer(splits.store, vocabulary, options.max_events), splits, splits.refit_until, options, seed
     )
@@ -124,7 +139,7 @@ def select_then_refit(
         lambda: fit(
             refit_model,
             refit_batches,
-            optimizer,
+            refit_optimizer,
             options,
             folder / "refit",
             label=f"refit (seed {seed})",
@@ -133,7 +148,8 @@ def select_then_refit(
             report=lambda row: report("refit", row),
         ),
     )
-    return Study(selected, select_vocabulary, refitted, vocabulary, monitor)
+    settle_as(refitted.model, selected.model)
+    return Study(selected, select_vocabulary, refitted, vocabulary, monitor, settled)
 
 
 def fit_vocabulary(splits: Splits, options: TrainingOptions, train: Queries, until: Until) -> Vocabulary:
@@ -164,6 +180,12 @@ def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) 
             "Move val_cutoff earlier or shorten horizons_days."
         )
     return f"value_{observed[-1]}d/crps"
+
+
+def other_monitors(splits: Splits) -> list[str]:
+    """What selects a model that says nothing about money, as in pretraining: products, times, types of events."""
+    times = [f"p_purchase_{days}d/brier" for days in reversed(splits.windows.horizons_days)]
+    return ["next_product/ndcg_at_10", *times, "next_type/log_loss"]
 
 
 def check_questions(model: JourneyModel, options: TrainingOptions) -> None:
@@ -197,15 +219,19 @@ class Scorer:
         self.gatherer, self.queries = gatherer, queries
         self.products = next_products(gatherer.store, gatherer.vocabulary, queries)
         self.seen = seen_products(gatherer.store, gatherer.vocabulary, queries) if exclude_seen else None
+        self.types_Q = next_types(gatherer.store, gatherer.vocabulary, queries)
 
     def __call__(self, model: torch.nn.Module) -> dict[str, float]:
         assert isinstance(model, JourneyModel)
         answers: dict[str, np.ndarray] = {}
         columns: dict[str, np.ndarray] = {}
+        losses: dict[str, np.ndarray] = {}
         for rows, said in answer(model, self.gatherer, self.queries, LEVELS):
             scores_QV = said.pop("next_product_scores", None)
-            said.pop("next_type_scores", None)
+            types_QV = said.pop("next_type_scores", None)
             self._place(answers, rows, said)
+            if types_QV is not None and types_QV.shape[1]:
+                self._place(losses, rows, {"log_loss": _log_losses(types_QV, self.types_Q[rows])})
             if scores_QV is not None and scores_QV.shape[1]:
                 seen = None if self.seen is None else take(self.seen, rows)
                 self._place(columns, rows, product_columns(scores_QV, take(self.products, rows), excluded=seen))
@@ -221,9 +247,15 @@ class Scorer:
                 metrics[f"{target}/crps"] = float(value.crps(truth, answers[f"{target}_quantiles"][observed]).mean())
                 metrics[f"{target}/gini_normalised"] = value.gini_normalised(truth, expected)
                 metrics[f"{target}/bias_total"] = float(expected.sum() / max(truth.sum(), 1e-9) - 1)
-        for name, column_Q in columns.items():
-            asked = column_Q[np.isfinite(column_Q)]
-            metrics[f"next_product/{name}"] = float(asked.mean()) if len(asked) else float("nan")
+        for column, days in enumerate(self.queries.horizons_days):
+            observed, p_Q = self.queries.observed_QK[:, column], answers.get(f"p_purchase_{days}d")
+            if p_Q is not None and observed.any():
+                bought = self.queries.purchases_QK[observed, column] > 0
+                metrics[f"p_purchase_{days}d/brier"] = float(((p_Q[observed] - bought) ** 2).mean())
+        for target, found in (("next_product", columns), ("next_type", losses)):
+            for name, column_Q in found.items():
+                asked = column_Q[np.isfinite(column_Q)]
+                metrics[f"{target}/{name}"] = float(asked.mean()) if len(asked) else float("nan")
         return metrics
 
     def _place(self, whole: dict[str, np.ndarray], rows: np.ndarray, parts: Mapping[str, np.ndarray]) -> None:
@@ -231,6 +263,13 @@ class Scorer:
             if name not in whole:
                 whole[name] = np.empty((len(self.queries), *values.shape[1:]), dtype=values.dtype)
             whole[name][rows] = values
+
+
+def _log_losses(scores_QV: np.ndarray, place_Q: np.ndarray) -> np.ndarray:
+    """-log softmax at the given columns; NaN where the column is -1."""
+    scores_QV = scores_QV.astype(np.float64) - scores_QV.max(axis=1, keepdims=True, initial=-np.inf)
+    own_Q = np.take_along_axis(scores_QV, np.maximum(place_Q, 0)[:, None], axis=1)[:, 0]
+    return np.where(place_Q >= 0, np.log(np.exp(scores_QV).sum(axis=1)) - own_Q, np.nan)
 
 
 def training_batches(
@@ -243,7 +282,7 @@ def training_batches(
         splits.windows.horizons_days,
         cutoffs_per_journey=options.cutoffs_per_journey,
         max_tokens=options.max_tokens,
-        max_journeys=options.max_journeys,
+        max_journeys=options.journeys_of_a_batch(len(splits.train_journeys)),
         earliest=splits.windows.earliest(splits.store),
         seed=seed,
         before_first_share=options.before_first_share,

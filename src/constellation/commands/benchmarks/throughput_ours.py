@@ -105,7 +105,7 @@ def make_batches(task: Task, data: DataSet, options: TrainingOptions) -> Trainin
         HORIZONS_DAYS,
         cutoffs_per_journey=options.cutoffs_per_journey,
         max_tokens=options.max_tokens,
-        max_journeys=options.max_journeys,
+        max_journeys=options.journeys_of_a_batch(len(everybody)),
         seed=task.seed,
     )
 

@@ -172,7 +172,7 @@ class Loop:
             self.horizons_days,
             cutoffs_per_journey=options.cutoffs_per_journey,
             max_tokens=options.max_tokens,
-            max_journeys=options.max_journeys,
+            max_journeys=options.journeys_of_a_batch(len(chosen)),
             earliest=splits.windows.earliest(store),
         )
 
