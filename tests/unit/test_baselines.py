@@ -18,6 +18,7 @@ from constellation.baselines.most_popular import MostPopular
 from constellation.baselines.own_favourites import OwnFavourites
 from constellation.baselines.pareto_nbd import ParetoNbdGammaGamma
 from constellation.baselines.past_spend import PastSpend
+from constellation.baselines.prior_fitted import PriorFitted
 from constellation.baselines.recency import purchase_days
 from constellation.baselines.recently_popular import RecentlyPopular
 from constellation.baselines.same_rate import SameRate
@@ -192,6 +193,7 @@ ALL = {
     "bgnbd": BgNbdGammaGamma,
     "mbgnbd": MbgNbdGammaGamma,
     "pareto_nbd": ParetoNbdGammaGamma,
+    "prior_fitted": PriorFitted,
     "gradient_boosting": lambda: GradientBoosting(**BOOSTING),
 }
 

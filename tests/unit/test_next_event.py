@@ -9,6 +9,7 @@ import torch
 from constellation.building import build_model
 from constellation.encoders.transformer import Transformer
 from constellation.errors import InputError
+from constellation.objectives import softmaxes
 from constellation.objectives.next_event import (
     NextEvent,
     code_cross_entropy,
@@ -110,6 +111,24 @@ def test_sampled_softmax_learns_where_every_negative_is_a_member():
     )
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, [query, *products.parameters()]))
+
+
+@pytest.mark.parametrize("loss", [SampledSoftmax(num_negatives=40), GeneralisedCrossEntropy(num_negatives=40)])
+def test_losses_are_the_same_where_nobody_waits_for_the_number_of_negatives(loss, monkeypatch):
+    """On a GPU products that were drawn twice stand there twice, once for nothing."""
+    torch.manual_seed(0)
+    products, query = Products(9, 4, std=1.0), torch.randn(3, 4, requires_grad=True)
+    sets = ProductSets.of(torch.tensor([3, 4, 9, 2]), torch.tensor([0, 2, 2, 4]))
+    counted, found = softmaxes._counted, []
+    for is_on in (True, False):
+        monkeypatch.setattr(
+            softmaxes, "_counted", lambda drawn, *, shortened, is_on=is_on: counted(drawn, shortened=is_on)
+        )
+        torch.manual_seed(1)
+        total = loss(query, products, sets)
+        found.append((total, *torch.autograd.grad(total, [query, *products.parameters()])))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_gbce_by_hand():

@@ -266,7 +266,7 @@ def test_checkpoints_by_the_clock_take_a_hundredth_of_the_time(tmp_path: Path, m
             written.append(now[0])
             now[0] += 0.5
 
-    trainer = Trainer(world_size=1, should_stop=False, is_last_batch=False, global_step=0)
+    trainer = Trainer(world_size=1, should_stop=False, is_last_batch=False, global_step=0, accumulate_grad_batches=1)
     callback.on_train_start(trainer, None)  # type: ignore[arg-type]
     while now[0] < 1000:
         now[0] += 1.0

@@ -503,3 +503,11 @@ def test_money_learns_nothing_without_cutoffs(tmp_path: Path) -> None:
     for wrong in ({"cutoffs_per_journey": -1}, {"max_scored": 0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             replace(OPTIONS, **wrong)
+
+
+@pytest.mark.parametrize(("num_journeys", "wanted"), [(0, 32), (2_000, 32), (6_000, 40), (23_570, 157), (10**6, 256)])
+def test_batches_grow_with_the_number_of_customers(num_journeys, wanted):
+    assert TrainingOptions().journeys_of_a_batch(num_journeys) == wanted
+    assert TrainingOptions(max_journeys=9).journeys_of_a_batch(num_journeys) == 9
+    with pytest.raises(InputError, match="auto"):
+        TrainingOptions(max_journeys="many")

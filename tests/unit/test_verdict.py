@@ -218,3 +218,14 @@ def test_predictions_frame_is_what_allocation_reads():
     assert (frame["lower"] <= frame["expected"]).all()
     row = frame[(frame.customer_id == "c3") & (frame.action == "mail")].iloc[0]
     assert row["expected"] == situation.expected_QA[3, 1]
+
+
+def test_rounding_is_no_claim():
+    """The same policy written in another way differs from itself in the last digit, in every row to the same side."""
+    log, situation, _ = world(4, num=500)
+    same_QA = log.logging_QA * (1 - 1e-15)
+    terms = [e.doubly_robust(log, target_QA, situation.expected_QA) for target_QA in (same_QA, log.logging_QA)]
+    assert terms[0].value != terms[1].value
+    for one, two in (terms, terms[::-1]):
+        verdict = judge(one, two, log.customer_Q, diagnose(log, same_QA), against="itself")
+        assert verdict.answer == NOT_SHOWN

@@ -74,8 +74,8 @@ def execute(command: str, overrides: Sequence[str]) -> None:
     if resumed is not None:
         own["resume"] = resumed
     if own.get("trained") is not None:
-        own["trained"] = resolve_run(str(own["trained"]), tracking=where)
-        if "data" in own and own["data"] is None:
+        own["trained"] = _bundle(str(own["trained"])) or resolve_run(str(own["trained"]), tracking=where)
+        if "data" in own and own["data"] is None and own.get("events") is None:
             own["data"] = config["data"] = _data_of(own["trained"])
     arguments = {name: value if name in DESCRIBED else build(value, name) for name, value in own.items()}
     if HANDED in parameters:
@@ -119,6 +119,16 @@ def _overrides_of(folder: Path) -> list[str]:
         raise InputError(f"{folder} cannot be resumed: it has no run.json. Name the folder of a run that began here.")
     words = json.loads(path.read_text(encoding="utf-8"))["overrides"]
     return [word for word in words if word.partition("=")[0] not in ("resume", "output", "overwrite", "debug")]
+
+
+def _bundle(where: str) -> Path | None:
+    """The folder of a bundle that is asked about without its run, else None."""
+    folder = Path(where).expanduser()
+    if not folder.is_dir() or (folder / "run.json").is_file():
+        return None
+    from constellation.bundle.files import CONTENT
+
+    return folder.absolute() if (folder / CONTENT).is_file() else None
 
 
 def _data_of(folder: Path) -> Any:

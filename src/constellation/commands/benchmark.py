@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from constellation.commands.benchmarks import coverage as of_coverage
 from constellation.commands.benchmarks import device as of_device
 from constellation.commands.benchmarks import parallel as of_parallel
 from constellation.commands.benchmarks import prepare as of_prepare
@@ -46,7 +47,7 @@ def benchmark(
     num_steps: int = 8,
     widths: Sequence[int] = of_device.WIDTHS,
     strengths: Sequence[float] = (0.5, 1.0, 2.0),
-    num_replicates: int = 200,
+    num_replicates: int | None = None,
 ) -> dict[str, float]:
     """Run one benchmark, print its table, and log it with its metrics, which are returned.
 
@@ -58,7 +59,9 @@ def benchmark(
     ``device`` reads ``training``, ``widths`` and the numbers of steps: our training step on one device, and where its
     time goes.
     ``parallel`` reads what ``training`` reads: two processes on one training beside two trainings.
-    ``rct_to_log`` reads ``data``, a trial, ``strengths`` and ``num_replicates``: estimators beside the truth.
+    ``rct_to_log`` reads ``data``, a trial, ``strengths`` and ``num_replicates`` (200): estimators beside the truth.
+    ``coverage`` reads ``num_replicates`` (400) and ``sizes``, customers in a log (500): intervals and verdicts beside
+    the truth of a simulated world.
     docs/benchmarks.md names the metrics. Raises InputError for an unknown benchmark or settings it cannot measure.
     """
     import pandas as pd
@@ -103,7 +106,14 @@ def benchmark(
         )
 
     def trial_rows() -> list[dict[str, Any]]:
-        return of_rct_to_log.rct_to_log(data, strengths=strengths, num_replicates=num_replicates)
+        return of_rct_to_log.rct_to_log(data, strengths=strengths, num_replicates=num_replicates or 200)
+
+    def coverage_rows() -> list[dict[str, Any]]:
+        of_each = [
+            of_coverage.benchmark_coverage(num_replicates=num_replicates or 400, num_customers=size)
+            for size in sizes or (of_coverage.CUSTOMERS,)
+        ]
+        return [row for rows in of_each for row in rows]
 
     benchmarks: dict[str, tuple[Any, Callable[[], list[dict[str, Any]]]]] = {
         "prepare": (of_prepare, lambda: of_prepare.benchmark_prepare(sizes or PREPARED_EVENTS)),
@@ -114,6 +124,7 @@ def benchmark(
         "recommend": (of_recommend, lambda: of_recommend.benchmark_recommend(sizes or PLANNED_CUSTOMERS)),
         "world": (of_world, lambda: of_world.benchmark_world(sizes or SIMULATED_CUSTOMERS)),
         "rct_to_log": (of_rct_to_log, trial_rows),
+        "coverage": (of_coverage, coverage_rows),
     }
     if what not in benchmarks:
         raise InputError(f"what must be one of {', '.join(benchmarks)}, found {what!r}.")

@@ -14,6 +14,7 @@ from constellation.errors import InputError
 
 if TYPE_CHECKING:
     from constellation.baselines.baseline import Baseline
+    from constellation.commands.engagement.acting import TrueValueOptions
     from constellation.journeys.dataset import DataSet
     from constellation.journeys.last_events import LastEvents
     from constellation.journeys.splits import Splits
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from constellation.journeys.windows import Windows
     from constellation.policies.policy import Policy
     from constellation.tracking import Run
+    from constellation.worlds.simulated import World
 
 
 def evaluate(
@@ -34,6 +36,8 @@ def evaluate(
     num_resamples: int = 500,
     policy: Mapping[str, Policy] | None = None,
     system: str | None = None,
+    world: World | None = None,
+    true_value: TrueValueOptions | None = None,
 ) -> dict[str, float]:
     """Metrics of the bundle of ``trained`` and of the baselines at ``cutoff``; null takes the test cutoff of the data.
 
@@ -41,14 +45,28 @@ def evaluate(
     at is scored under the split ``train``, for the model has seen what follows it.
 
     Of a run of ``objective=engagement`` the policies are judged instead, by its cross-fitted decisions, with the
-    predictions of ``system`` (null: the sequence model, else the first outcome model).
+    predictions of ``system`` (null: the sequence model, else the first outcome model). With ``world``, the one whose
+    log it was, each policy also acts in it, on other customers: ``true_value`` says how many and for how long.
     """
     from constellation.policies.saved import has_decisions
 
     if policy or has_decisions(trained):
         from constellation.commands.engagement.judge import judge_policies
 
-        return judge_policies(run, trained=trained, policy=policy or {}, system=system, num_resamples=num_resamples)
+        found = judge_policies(run, trained=trained, policy=policy or {}, system=system, num_resamples=num_resamples)
+        if world is not None:
+            from constellation.commands.engagement.acting import TrueValueOptions, true_values_of_run
+            from constellation.policies.saved import Saved
+
+            truth = true_values_of_run(
+                trained, Saved.load(trained), world, policy or {}, true_value or TrueValueOptions(), system=system
+            )
+            truth.print()
+            run.log_metrics(truth.numbers())
+            found |= truth.numbers()
+        return found
+    if world is not None:
+        raise InputError("world=... says what policies are truly worth: give a run of objective=engagement.")
     from constellation.assessment import Assessment, check_slices, meaningless_slices, slice_labels
     from constellation.bundle import Bundle, locate
     from constellation.journeys.prepare import prepare
@@ -78,7 +96,11 @@ def evaluate(
     rows = {split: np.ones(len(splits.test), dtype=bool), f"{split}_new": splits.test_is_new_Q}
     evaluation = Evaluation(num_resamples=num_resamples)
     assessment = Assessment(evaluation, store, bundle.vocabulary, splits.test, rows, windows.exclude_seen)
-    assessment.add("model", lambda queries: bundle.predict_store(store, queries, LEVELS))
+    corrections = bundle.corrections
+    for line in corrections.describe() if corrections is not None else ():
+        report.say(f"recalibration: {line}")
+    shocks = {} if corrections is None else corrections.shocks
+    assessment.add("model", lambda queries: bundle.predict_store(store, queries, LEVELS), shocks)
     for name, system_of in (baseline or {}).items():
         left_out = system_of.left_out(store, windows.horizons_days)
         if left_out is not None:
@@ -88,13 +110,15 @@ def evaluate(
         system_of.fit(store, bundle.vocabulary, splits.select_panel, until=splits.select_until, val=splits.val)
         system_of.fit(store, bundle.vocabulary, splits.refit_panel, until=splits.refit_until, val=None)
         assessment.add(name, partial(system_of.predict, store, levels=LEVELS))
-    run.log_metrics(evaluation.flat())
+    run.log_metrics(evaluation.flat() | assessment.total_metrics())
     if slices:
         labels = slice_labels(store, bundle.vocabulary, splits.test, list(slices))
         table = evaluation.slices(labels, split)
         run.log_table("slices", table)
         report.slices(table)
     report.tables(evaluation)
+    for line in assessment.total_lines("model", split):
+        report.say(line)
     report.figures(evaluation, split)
     evaluation.predictions().to_parquet(run.folder / "predictions.parquet")
     return dict(run.metrics)

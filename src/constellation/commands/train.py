@@ -17,6 +17,7 @@ from constellation.errors import InputError
 
 if TYPE_CHECKING:
     from constellation.baselines.baseline import Baseline
+    from constellation.beginning import Beginning
     from constellation.commands.engagement.options import EngagementOptions
     from constellation.journeys.dataset import DataSet
     from constellation.journeys.splits import Splits
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from constellation.journeys.windows import Queries
     from constellation.model import JourneyModel
     from constellation.policies.outcomes import OutcomeModel
+    from constellation.recalibration import Corrections, Recalibrator
     from constellation.tracking import Run
     from constellation.training.learner import OptimizerFactory
     from constellation.training.options import TrainingOptions
@@ -44,6 +46,7 @@ UNCOMPARED = (
     "training.strategy",
     "training.checkpoint_every_steps",
     "training.checkpoint_every_minutes",
+    "init",
 )
 """Among those, what may differ between two machines without changing the experiment."""
 
@@ -63,6 +66,9 @@ def train(
     num_resamples: int = 500,
     outcome: Mapping[str, OutcomeModel] | None = None,
     engagement: EngagementOptions | None = None,
+    init: str | None = None,
+    init_rate: float = 1.0,
+    recalibration: Recalibrator | None = None,
 ) -> dict[str, float]:
     """Select at the validation cutoff, refit up to the test cutoff, evaluate everything there; returns the metrics.
 
@@ -70,6 +76,13 @@ def train(
     With one seed the model's bundle is ``bundle/``; with several each seed is a child run with its own, the table has a
     row ``model_seed_<seed>`` for each, and ``model`` in the metrics is their mean, with ``_sd`` beside it.
     ``checkpoints/seed_<seed>`` is what ``resume`` goes on from.
+
+    ``init`` names a run (folder, MLflow run id, ``latest``) or bundle, of this data set or another, whose weights both
+    phases start from; what it knows and this run asks for is taken by name. ``init_rate``: learning rate of what was
+    taken whole, as a share of that of the rest.
+
+    ``recalibration`` says how the refitted model's answers are corrected by what the slice between the validation and
+    the test cutoff showed (null: not at all); the corrections are part of the bundle. Validation is as fitted.
 
     With ``objective=engagement``, alone, rewards of decisions are learned instead, cross-fitted over persons;
     ``outcome`` and ``engagement`` are read then only.
@@ -91,6 +104,11 @@ def train(
 
         if len(model_config["objective"]) > 1 or resume is not None:
             raise InputError("objective=engagement is learned alone, and from its start: it has folds of its own.")
+        if init is not None:
+            raise InputError(
+                "objective=engagement takes no init: it is cross-fitted over persons, and an encoder that has read the "
+                "events of all of them would know what followed the decisions it is judged by."
+            )
         return learn(
             run,
             data=data,
@@ -106,9 +124,17 @@ def train(
     run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
     run.set_tag("seed", ",".join(str(seed) for seed in seeds))
     checkpoints = run.folder / "checkpoints"
-    _check_resumable(run.config, checkpoints, resume is not None, store.manifest.content)
+    beginning = None
+    if init is not None:
+        from constellation.beginning import Beginning
+
+        beginning = Beginning.of(init, run, model_config, init_rate)
+    started = {} if beginning is None else beginning.facts()
+    _check_resumable(run.config, checkpoints, resume is not None, store.manifest.content, started)
     report = Report(run, data.name, store, splits)
     report.opening(seeds)
+    if beginning is not None:
+        beginning.check_knowledge(splits, report.say)
 
     # Everybody answers the same questions, so the evaluation and the vocabularies are made once.
     evaluation = Evaluation(num_resamples=num_resamples)
@@ -127,15 +153,40 @@ def train(
         system = "model" if len(seeds) == 1 else f"model_seed_{seed}"
         with nullcontext(run) if len(seeds) == 1 else run.child(f"seed_{seed}") as of_seed:
             study = _study(
-                of_seed, splits, model_config, optimizer, training, checkpoints / f"seed_{seed}", seed, report
+                of_seed,
+                splits,
+                model_config,
+                optimizer,
+                training,
+                checkpoints / f"seed_{seed}",
+                seed,
+                report,
+                beginning,
             )
+            corrections = None
+            if recalibration is not None:
+                corrections = _corrections(
+                    recalibration,
+                    study,
+                    splits,
+                    model_config,
+                    optimizer,
+                    training,
+                    checkpoints / f"seed_{seed}",
+                    seed,
+                    beginning,
+                )
+                for line in corrections.describe():
+                    report.say(f"recalibration: {line}")
             val.add(system, _predictor(study.selected.model, splits, study.selected_vocabulary, training))
-            test.add(system, _predictor(study.refitted.model, splits, study.vocabulary, training))
-            metrics = _metrics_of(evaluation, system) | study.facts()
+            predict = _predictor(study.refitted.model, splits, study.vocabulary, training, corrections)
+            test.add(system, predict, {} if corrections is None else corrections.shocks)
+            metrics = _metrics_of(evaluation.flat() | test.total_metrics(), system) | study.facts()
+            metrics |= {} if corrections is None else corrections.facts()
             of_seed.set_tag("seed", seed)
             of_seed.log_metrics(metrics)
             of_seed.log_figure("learning_curves", report.curves(study.selected.history, study.selected.best_epoch))
-            _save_bundle(of_seed, study, data, splits, model_config, training, seed, metrics)
+            _save_bundle(of_seed, study, data, splits, model_config, training, seed, metrics, started, corrections)
             of_seeds.append(metrics)
     if len(seeds) > 1:
         run.log_metrics(report.spread(of_seeds))
@@ -154,8 +205,10 @@ def train(
         test.add(name, partial(system_of.predict, store, levels=LEVELS))
         run.log_metrics({f"baseline/{name}/seconds": time.perf_counter() - start})
 
-    run.log_metrics(evaluation.flat())
+    run.log_metrics(evaluation.flat() | test.total_metrics())
     report.tables(evaluation)
+    for line in test.total_lines("model" if len(seeds) == 1 else f"model_seed_{seeds[0]}", "test"):
+        report.say(line)
     if len(seeds) > 1:
         report.seeds_table(of_seeds)
     report.figures(evaluation, "test")
@@ -172,6 +225,7 @@ def _study(
     folder: Path,
     seed: int,
     report: Any,
+    beginning: Beginning | None,
 ) -> Study:
     from constellation.building import build_model, targets
     from constellation.training.study import select_then_refit
@@ -180,24 +234,66 @@ def _study(
         # The description is the user's own, so whatever it names is trusted.
         return build_model(model_config, vocabulary, splits.windows.horizons_days, trusted=targets(model_config))
 
-    return select_then_refit(splits, build, optimizer, training, folder, seed=seed, report=partial(report.epoch, run))
+    return select_then_refit(
+        splits,
+        build,
+        optimizer,
+        training,
+        folder,
+        seed=seed,
+        report=partial(report.epoch, run),
+        initial=None if beginning is None else beginning.initial(run, report.say),
+    )
 
 
 def _predictor(
-    model: JourneyModel, splits: Splits, vocabulary: Vocabulary, training: TrainingOptions
+    model: JourneyModel,
+    splits: Splits,
+    vocabulary: Vocabulary,
+    training: TrainingOptions,
+    corrections: Corrections | None = None,
 ) -> Callable[[Queries], dict[str, np.ndarray]]:
     from constellation.answering import answer_all
     from constellation.journeys.batch import Gatherer
     from constellation.metrics import LEVELS
 
     gatherer = Gatherer(splits.store, vocabulary, training.max_events)
-    return lambda queries: answer_all(model, gatherer, queries, LEVELS)
+    return lambda queries: answer_all(model, gatherer, queries, LEVELS, corrections=corrections)
 
 
-def _metrics_of(evaluation: Any, system: str) -> dict[str, float]:
+def _corrections(
+    recalibration: Recalibrator,
+    study: Study,
+    splits: Splits,
+    model_config: Mapping[str, Any],
+    optimizer: OptimizerFactory,
+    training: TrainingOptions,
+    folder: Path,
+    seed: int,
+    beginning: Beginning | None,
+) -> Corrections:
+    from constellation.building import build_model, targets
+    from constellation.training.initial import Initial
+    from constellation.training.recalibrating import learn_corrections, refit_without
+
+    initial = None  # what it takes has been said when the study began
+    if beginning is not None:
+        initial = Initial(beginning.bundle.model, beginning.bundle.vocabulary, beginning.rate, lambda taken: None)
+
+    def build(vocabulary: Vocabulary) -> JourneyModel:
+        return build_model(model_config, vocabulary, splits.windows.horizons_days, trusted=targets(model_config))
+
+    def refit(train: np.ndarray) -> tuple[JourneyModel, Vocabulary]:
+        place = folder / f"without_{train[0]}"
+        return refit_without(study, splits, train, build, optimizer, training, place, seed, initial)
+
+    return learn_corrections(study, splits, recalibration, training, folder, refit)
+
+
+def _metrics_of(flat: Mapping[str, float], system: str) -> dict[str, float]:
     """The metrics of one system under the name ``model``."""
     middle = f"/{system}/"
-    return {name.replace(middle, "/model/"): value for name, value in evaluation.flat().items() if middle in name}
+    return {name.replace(middle, "/model/"): value for name, value in flat.items() if middle in name}
 
 
 def _save_bundle(
@@ -209,6 +305,8 @@ def _save_bundle(
     training: TrainingOptions,
     seed: int,
     metrics: Mapping[str, float],
+    started: Mapping[str, Any],
+    corrections: Corrections | None,
 ) -> None:
     from constellation.bundle import Bundle
 
@@ -222,6 +320,7 @@ def _save_bundle(
         "num_steps": study.refitted.num_steps,
         "seed": seed,
         "commit": run.environment.get("commit"),
+        **started,
     }
     Bundle(
         model=study.refitted.model,
@@ -231,13 +330,16 @@ def _save_bundle(
         max_events=training.max_events,
         trained_on=trained_on,
         metrics={name: value for name, value in metrics.items() if name.startswith("test/")},
+        corrections=corrections,
     ).save(run.folder / "bundle")
     run.log_file(run.folder / "bundle")
 
 
-def _check_resumable(config: Mapping[str, Any], checkpoints: Path, resumed: bool, content: str) -> None:
+def _check_resumable(
+    config: Mapping[str, Any], checkpoints: Path, resumed: bool, content: str, started: Mapping[str, Any]
+) -> None:
     """A fresh run clears stale checkpoints; a resumed one must be the same experiment on the same data."""
-    mine = _flatten({key: config.get(key) for key in COMPARED_KEYS} | {"data_content": content})
+    mine = _flatten({key: config.get(key) for key in COMPARED_KEYS} | {"data_content": content} | dict(started))
     mine = {key: value for key, value in mine.items() if key not in UNCOMPARED}
     path = checkpoints / "config.json"
     if resumed and path.exists():

@@ -7,7 +7,7 @@ import numpy as np
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.vocabulary import FIRST_KNOWN, Vocabulary, ragged_arange
 from constellation.journeys.windows import Queries
-from constellation.schema import PRODUCT
+from constellation.schema import EVENT_TYPE, PRODUCT
 
 Ragged = tuple[np.ndarray, np.ndarray]
 """Columns of ``vocabulary.products`` [M], -1 for a product unknown to it, and offsets [Q + 1]."""
@@ -18,6 +18,13 @@ def next_products(store: Store, vocabulary: Vocabulary, queries: Queries) -> Rag
     asked_Q = queries.next_basket_Q >= 0
     start_Q = np.where(asked_Q, queries.next_basket_Q, 0)
     return _products(store, vocabulary, start_Q, start_Q + asked_Q)
+
+
+def next_types(store: Store, vocabulary: Vocabulary, queries: Queries) -> np.ndarray:
+    """Place of the type of the first event after each cutoff among the known ones, int64; -1: none, or unknown."""
+    codes = vocabulary.table(EVENT_TYPE, store.dictionaries[EVENT_TYPE])
+    code_Q = codes[store.categorical[EVENT_TYPE][np.maximum(queries.next_event_Q, 0)]]
+    return np.where((queries.next_event_Q >= 0) & (code_Q >= FIRST_KNOWN), code_Q - FIRST_KNOWN, -1)
 
 
 def recent_products(store: Store, vocabulary: Vocabulary, queries: Queries, days: int) -> Ragged:

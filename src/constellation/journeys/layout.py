@@ -288,6 +288,8 @@ def write_decisions(directory: Path, decisions: Any, clock: str) -> None:
     """Write ``decisions.arrow`` from a ``Decisions``; ``journey`` is the row of the customer in ``customers.arrow``."""
     import pyarrow as pa
 
+    from constellation.journeys.decisions import CHANCE, CONTEXT
+
     columns = {}
     for name, (field, dtype) in DECISION_COLUMNS.items():
         values = np.ascontiguousarray(getattr(decisions, field)).astype(dtype)
@@ -297,10 +299,17 @@ def write_decisions(directory: Path, decisions: Any, clock: str) -> None:
             columns[name] = pa.array(values.view("datetime64[us]"), pa.timestamp("us", "UTC"))
         else:
             columns[name] = pa.array(values)
+    if decisions.propensity_QA is not None:
+        for action, chance_Q in zip(decisions.actions[1:], decisions.propensity_QA.T, strict=True):
+            columns[f"{CHANCE}{action}"] = pa.array(np.ascontiguousarray(chance_Q))
+    for place, known in enumerate(decisions.context_names):
+        columns[f"{CONTEXT}{known}"] = pa.array(np.ascontiguousarray(decisions.context_QX[:, place]))
     write_batch(directory / DECISIONS, columns)
 
 
 def read_decisions(directory: Path) -> dict[str, Any]:
+    from constellation.journeys.decisions import CHANCE, CONTEXT
+
     batch = _open(directory / DECISIONS)
     fields: dict[str, Any] = {
         "actions": batch.column("action").dictionary.to_pylist(),
@@ -310,6 +319,14 @@ def read_decisions(directory: Path) -> dict[str, Any]:
         column = batch.column(name)
         values = _view(column.indices if name in ("action", "choices") else column, dtype)
         fields[field] = values.view(bool) if dtype is np.uint8 else values
+    names = batch.schema.names
+    chances = [f"{CHANCE}{action}" for action in fields["actions"][1:]]
+    if chances and set(chances) <= set(names):
+        fields["propensity_QA"] = np.stack([_view(batch.column(name), np.float64) for name in chances], axis=1)
+    context = [name for name in names if name.startswith(CONTEXT)]
+    if context:
+        fields["context_QX"] = np.stack([_view(batch.column(name), np.float32) for name in context], axis=1)
+        fields["context_names"] = tuple(name.removeprefix(CONTEXT) for name in context)
     return fields
 
 

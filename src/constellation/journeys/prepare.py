@@ -150,6 +150,9 @@ def _with_decisions(content: str, decisions: Decisions) -> str:
     hasher.update(json.dumps([decisions.actions, decisions.choice_sets]).encode())
     for field, dtype in layout.DECISION_COLUMNS.values():
         hasher.update(np.ascontiguousarray(getattr(decisions, field)).astype(dtype).tobytes())
+    for further in (decisions.propensity_QA, decisions.context_QX):
+        if further is not None:
+            hasher.update(np.ascontiguousarray(further).tobytes())
     return hasher.hexdigest()
 
 

@@ -31,6 +31,8 @@ def balanced_parts(lengths: np.ndarray, num_parts: int) -> list[np.ndarray]:
 class RankBatches:
     """The part of one rank of each batch of ``batches``; with one rank the batches themselves.
 
+    pieces: each part comes in so many pieces, one after the other, for the memory of one; all pieces of all ranks are
+    as many parts of the batch.
     Every rank plans the same epoch and draws the same cutoffs, so nothing needs to be agreed: the parts of all ranks
     together are the batch that one process would have, every rank has as many steps, and a rank may have nothing to do.
     """
@@ -38,19 +40,23 @@ class RankBatches:
     batches: TrainingBatches
     rank: int = 0
     num_ranks: int = 1
+    pieces: int = 1
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batches) * self.pieces
 
     def from_place(self, first: int) -> Iterator[JourneyBatch]:
-        """The batches of the present epoch from place ``first`` on; those before are drawn, but not gathered."""
+        """The batches (or pieces) of the present epoch from place ``first`` on; those before are not gathered."""
+        num_parts = self.num_ranks * self.pieces
         for place, (rows, cutoff_RK) in enumerate(self.batches.draws()):
-            if place < first:
+            if (place + 1) * self.pieces <= first:
                 continue
-            if self.num_ranks == 1:
+            if num_parts == 1:
                 yield self.batches.gather(rows, cutoff_RK)
                 continue
-            mine = balanced_parts(self.batches.lengths[rows], self.num_ranks)[self.rank]
+            parts = balanced_parts(self.batches.lengths[rows], num_parts)
             customers, cutoffs = self.batches._ask_newcomers(rows)  # of the whole batch, dealt out in turn
-            newcomers = customers[self.rank :: self.num_ranks], cutoffs[self.rank :: self.num_ranks]
-            yield self.batches.gather(rows[mine], cutoff_RK[mine], newcomers)
+            for piece in range(max(first - place * self.pieces, 0), self.pieces):
+                part = self.rank * self.pieces + piece
+                newcomers = customers[part::num_parts], cutoffs[part::num_parts]
+                yield self.batches.gather(rows[parts[part]], cutoff_RK[parts[part]], newcomers)

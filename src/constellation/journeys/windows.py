@@ -164,7 +164,8 @@ class Windows:
 
     def facts(self) -> dict[str, str | int | bool]:
         """For the model card."""
-        return {"val_cutoff": self.val_cutoff, "test_cutoff": self.test_cutoff}
+        seen: dict[str, str | int | bool] = {"exclude_seen": True} if self.exclude_seen else {}
+        return {"val_cutoff": self.val_cutoff, "test_cutoff": self.test_cutoff} | seen
 
 
 def check_horizon(store: Store, cutoff: int, horizon_days: int) -> None:

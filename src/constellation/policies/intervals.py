@@ -58,6 +58,7 @@ def bootstrap(
     block = max(1, min(num_resamples, 20_000_000 // num))
     while left > 0:
         counts_RC = rng.multinomial(num, np.full(num, 1 / num), size=min(block, left))
+        counts_RC = counts_RC.astype(np.float64)  # or each of the three sums of a resample would convert it anew
         values.append(terms.resampled(counts_RC, place_Q))
         left -= block
     low, high = np.nanquantile(np.concatenate(values), [0.5 - level / 2, 0.5 + level / 2])
