@@ -237,7 +237,7 @@ class EverBetter:
     asked = 0
 
     def __init__(self, gatherer: Any, queries: Any, *, exclude_seen: bool) -> None:
-        pass
+        self.queries = queries
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         EverBetter.asked += 1
