@@ -244,7 +244,7 @@ def _progress() -> Callable[[str, int, int], None]:
             print(f"\r{said}   ", end="", file=sys.stderr, flush=True)
             if done >= total - 1:
                 print(file=sys.stderr)
-        elif done % max(total // 5, 1) == 0:
+        elif done and done % max(total // 5, 1) == 0:
             print(said, flush=True)
 
     return show
