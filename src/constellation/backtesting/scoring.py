@@ -79,8 +79,8 @@ def score_cells(
 ) -> list[Cell]:
     """The cells of one system and seed at one origin, one per horizon.
 
-    methods: where the recalibration of each target was learned; shocks: of ``value`` and ``purchases``, in place of what
-    the system itself says of a shock that customers share.
+    methods: where the recalibration of each target was learned; shocks: of ``value`` and ``purchases``, in place of
+    what the system itself says of a shock that customers share.
     """
     cells = {
         days: Cell(
