@@ -106,6 +106,14 @@ def test_it_builds_calls_and_leaves_a_folder(toy: Path, capsys: pytest.CaptureFi
     assert state["overrides"] == ["engine=big", "engine.power=3", "bonus=[bell,light]", "seeds=[1,2]"]
 
 
+@pytest.mark.parametrize("chosen", ["[]", "[bell,light]"])
+def test_null_leaves_nothing_of_a_group_of_several(toy: Path, chosen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = toy / "configs/toy.yaml"
+    config.write_text(config.read_text().replace("bonus: []", f"bonus: {chosen}"))
+    assert cli.main(["toy", "bonus=null"]) == 0
+    assert "bonus=[] " in capsys.readouterr().out
+
+
 def test_an_experiment_wins_over_defaults_and_the_command_line_over_both(
     toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

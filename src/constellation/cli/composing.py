@@ -46,13 +46,16 @@ def compose_unchecked(command: str, overrides: Sequence[str]) -> Composed:
 
 
 def _without_null_groups(command: str, overrides: Sequence[str]) -> list[str]:
-    """``group=null`` as Hydra says it, ``~group``; left out where nothing is chosen by default."""
+    """``group=null`` as Hydra says it: ``~group``, of a list ``group=[]``; left out where nothing is chosen anyway."""
     defaults = _default_choices(command)
     words = []
     for override in parsed(overrides):
         is_set = not override.is_add() and not override.is_delete() and not override.is_sweep_override()
         if is_set and override.value() is None and override.key_or_group in defaults:
-            if defaults[override.key_or_group] is not None:
+            chosen = defaults[override.key_or_group]
+            if isinstance(chosen, list):
+                words.append(f"{override.key_or_group}=[]")
+            elif chosen is not None:
                 words.append(f"~{override.key_or_group}")
         else:
             words.append(override.input_line)
