@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constellation.bundle.engagement import EngagementBundle
 from constellation.bundle.engagement_answers import COLUMNS
-from constellation.bundle.pyfunc import REQUIREMENTS
+from constellation.bundle.pyfunc import REQUIREMENTS, completed, trusted_by, write_model
 from constellation.schema import CATEGORICAL, CUSTOMER_ID, EVENT_TIME, LIST, REQUIRED
 
 if TYPE_CHECKING:
@@ -17,15 +16,6 @@ if TYPE_CHECKING:
 
 FURTHER = ("scipy>=1.13", "threadpoolctl>=3")
 """Beside the requirements of every bundle: Thompson sampling, and reward models that keep to one thread."""
-
-_MODEL_FILE = '''"""The MLflow model of an engagement bundle."""
-
-from mlflow.models import set_model
-
-from constellation.bundle.engagement_pyfunc import python_model
-
-set_model(python_model())
-'''
 
 
 def save_engagement_pyfunc(
@@ -35,7 +25,6 @@ def save_engagement_pyfunc(
 
     Its input are events, or attributes where the bundle reads no events; parameters ``cutoff, policy, system, seed``.
     """
-    import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType, Array, DataType
@@ -59,18 +48,8 @@ def save_engagement_pyfunc(
     outputs.append(ColSpec(DataType.boolean, "chosen", required=False))
     texts = [ParamSpec(name, "string", "") for name in ("cutoff", "policy", "system")]
     params = ParamSchema([*texts, ParamSpec("seed", "long", 0)])
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "model.py"
-        script.write_text(_MODEL_FILE, encoding="utf-8")
-        mlflow.pyfunc.save_model(
-            path=str(to),
-            python_model=str(script),
-            artifacts={"bundle": str(bundle_folder)},
-            code_paths=[str(Path(__file__).parents[1])],
-            signature=ModelSignature(inputs=Schema(columns), outputs=Schema(outputs), params=params),
-            pip_requirements=[*REQUIREMENTS, *FURTHER],
-            model_config={"trusted": list(trusted)},
-        )
+    signature = ModelSignature(inputs=Schema(columns), outputs=Schema(outputs), params=params)
+    write_model(__name__, signature, bundle_folder, to, requirements=[*REQUIREMENTS, *FURTHER], trusted=trusted)
 
 
 def python_model() -> PythonModel:
@@ -80,15 +59,11 @@ def python_model() -> PythonModel:
     class EngagementModel(PythonModel):
         # No type hints: MLflow would read them as a signature of its own.
         def load_context(self, context):  # type: ignore[no-untyped-def]
-            trusted = (context.model_config or {}).get("trusted", [])
-            self.bundle = EngagementBundle.load(context.artifacts["bundle"], trusted=trusted)
+            self.bundle = EngagementBundle.load(context.artifacts["bundle"], trusted=trusted_by(context))
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
             params = params or {}
-            wanted = self.bundle.kinds or self.bundle.recipe.attributes
-            for name in wanted:  # columns that a caller may leave out are missing everywhere
-                if name not in model_input:
-                    model_input = model_input.assign(**{name: None})
+            model_input = completed(model_input, self.bundle.kinds or self.bundle.recipe.attributes)
             tables = {"events": model_input} if self.bundle.kinds else {"attributes": model_input}
             answers = self.bundle.predict(
                 **tables,

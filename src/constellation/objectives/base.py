@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from constellation.errors import InputError
+
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
+    from constellation.journeys.vocabulary import Vocabulary
 
 HEAD_STD = 0.02
 """Weights of a head start so small that every customer starts with the distribution of the training data."""
+
+
+def check_times(objective: str, horizons_days: Sequence[int], vocabulary: Vocabulary) -> None:
+    """For objectives about when. Raises InputError where there is no clock or nothing is asked over a horizon."""
+    if not horizons_days or not vocabulary.aggregates.windows_days:
+        raise InputError(
+            f"The objective {objective} needs times and horizons, and of these data only the order is known. "
+            "Leave it out, as in objective=[next_event]."
+        )
 
 
 @dataclass

@@ -7,7 +7,24 @@ import math
 import torch
 from torch import Tensor
 
+from constellation.errors import InputError
+
 MAX_EXTRA = 64
+
+
+def check_lifetime(discount_rate: float, lifetime_years: float, num_paths: int) -> None:
+    """What objectives with paths and a lifetime ask of their settings. Raises InputError with what was found."""
+    if discount_rate < 0 or lifetime_years <= 0 or num_paths < 64:
+        raise InputError(
+            "Expected discount_rate >= 0, lifetime_years > 0 and num_paths >= 64; found "
+            f"{discount_rate}, {lifetime_years} and {num_paths}."
+        )
+
+
+def steady_points(num_paths: int, dimensions: int) -> Tensor:
+    """Scrambled Sobol points [num_paths, dimensions] in (0, 1), float64, the same at every call."""
+    points = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0).draw(num_paths).double()
+    return points.clamp(1e-6, 1 - 1e-6)
 
 
 def members_at(paths_RS: Tensor, level_RL: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from constellation.distributions.discrete_hazard import DiscreteHazard
 from constellation.errors import InputError
-from constellation.objectives.base import HEAD_STD, Loss, Objective
+from constellation.objectives.base import HEAD_STD, Loss, Objective, check_times
 
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
@@ -59,11 +59,7 @@ class TimeToEvent(Objective):
     ) -> None:
         super().__init__(horizons_days=horizons_days, weight=weight)
         del state_width  # asked of the readout only; every objective is built with the same arguments
-        if not self.horizons_days or not vocabulary.aggregates.windows_days:
-            raise InputError(
-                "The objective time_to_event needs times and horizons, and of these data only the order is known. "
-                "Leave it out, as in objective=[next_event]."
-            )
+        check_times("time_to_event", self.horizons_days, vocabulary)
         self.edges_days = hazard_edges(self.horizons_days, edges_days)
         self.register_buffer("edges_J", torch.tensor(self.edges_days, dtype=torch.float32), persistent=False)
         self.causes = list(vocabulary.churn_types)

@@ -17,8 +17,8 @@ from constellation.distributions.gamma_gamma_rows import GammaGammaRows
 from constellation.distributions.levels import as_levels
 from constellation.errors import InputError
 from constellation.journeys.recency import DAYS_PER_WEEK
-from constellation.objectives.base import HEAD_STD, Loss, Objective
-from constellation.objectives.paths import members_at, poisson_at
+from constellation.objectives.base import HEAD_STD, Loss, Objective, check_times
+from constellation.objectives.paths import check_lifetime, members_at, poisson_at, steady_points
 from constellation.objectives.purchase_processes import Process, Rows
 
 if TYPE_CHECKING:
@@ -75,23 +75,14 @@ class ValueBtyd(Objective):
     ) -> None:
         super().__init__(horizons_days=horizons_days, weight=weight)
         del state_width  # asked of the readout only; every objective is built with the same arguments
-        if not self.horizons_days or not vocabulary.aggregates.windows_days:
-            raise InputError(
-                "The objective value_btyd needs times and horizons, and of these data only the order is known. "
-                "Leave it out, as in objective=[next_event]."
-            )
-        if discount_rate < 0 or lifetime_years <= 0 or num_paths < 64:
-            raise InputError(
-                "Expected discount_rate >= 0, lifetime_years > 0 and num_paths >= 64; found "
-                f"{discount_rate}, {lifetime_years} and {num_paths}."
-            )
+        check_times("value_btyd", self.horizons_days, vocabulary)
+        check_lifetime(discount_rate, lifetime_years, num_paths)
         self.process, self.money_weight = process, money_weight
         self.discount_rate, self.lifetime_years = discount_rate, lifetime_years
         start, spend = self._start(vocabulary)
         self.log_unit = math.log(spend)
         self.register_buffer("start_P", torch.tensor(start))
-        points = torch.quasirandom.SobolEngine(8, scramble=True, seed=0).draw(num_paths).double()
-        self.register_buffer("points_S8", points.clamp(1e-6, 1 - 1e-6), persistent=False)
+        self.register_buffer("points_S8", steady_points(num_paths, 8), persistent=False)
         self.base_P = nn.Parameter(torch.zeros(NUM_PARAMETERS))
         self.head = nn.Linear(readout_width, NUM_PARAMETERS)
         nn.init.normal_(self.head.weight, std=HEAD_STD)

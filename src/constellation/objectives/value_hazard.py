@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from constellation.distributions.discrete_hazard import DiscreteHazard
 from constellation.distributions.levels import as_levels
 from constellation.distributions.renewals import Renewals
-from constellation.errors import InputError
-from constellation.objectives.base import HEAD_STD, Loss, Objective
-from constellation.objectives.paths import members_at, poisson_at
+from constellation.objectives.base import HEAD_STD, Loss, Objective, check_times
+from constellation.objectives.paths import check_lifetime, members_at, poisson_at, steady_points
 from constellation.objectives.time_to_event import CLOCK_CHANGE_DAYS, hazard_edges
 from constellation.objectives.value import poisson_deviance
 
@@ -81,16 +80,8 @@ class ValueHazard(Objective):
     ) -> None:
         super().__init__(horizons_days=horizons_days, weight=weight)
         del state_width  # asked of the readout only; every objective is built with the same arguments
-        if not self.horizons_days or not vocabulary.aggregates.windows_days:
-            raise InputError(
-                "The objective value_hazard needs times and horizons, and of these data only the order is known. "
-                "Leave it out, as in objective=[next_event]."
-            )
-        if discount_rate < 0 or lifetime_years <= 0 or num_paths < 64:
-            raise InputError(
-                "Expected discount_rate >= 0, lifetime_years > 0 and num_paths >= 64; found "
-                f"{discount_rate}, {lifetime_years} and {num_paths}."
-            )
+        check_times("value_hazard", self.horizons_days, vocabulary)
+        check_lifetime(discount_rate, lifetime_years, num_paths)
         self.money_weight, self.discount_rate, self.lifetime_years = money_weight, discount_rate, lifetime_years
         self.edges_days = hazard_edges(self.horizons_days, edges_days)
         self.register_buffer("edges_J", torch.tensor(self.edges_days, dtype=torch.float32), persistent=False)
@@ -107,8 +98,7 @@ class ValueHazard(Objective):
         for head in (self.hazards, self.paces, self.spend):
             nn.init.normal_(head.weight, std=HEAD_STD)
             nn.init.zeros_(head.bias)
-        points = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(num_paths).double()
-        self.register_buffer("points_S3", points.clamp(1e-6, 1 - 1e-6), persistent=False)
+        self.register_buffer("points_S3", steady_points(num_paths, 3), persistent=False)
 
     def _start(self, vocabulary: Vocabulary) -> tuple[float, float]:
         """Purchases per day and money of each, over everybody in the training data; neutral where nothing is known."""
