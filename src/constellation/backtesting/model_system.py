@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -18,11 +19,10 @@ from constellation.backtesting.systems import (
     Task,
     cross_fitted,
     known,
-    vocabulary_of,
 )
-from constellation.journeys.splits import Splits, time_windows
+from constellation.journeys.splits import Splits
 from constellation.journeys.vocabulary import Vocabulary
-from constellation.journeys.windows import Queries, panel
+from constellation.journeys.windows import Queries
 from constellation.metrics import LEVELS
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ class ModelSystem:
         Its number of steps was chosen on that slice, a choice of few alternatives; where the slice is too short for a
         horizon, the refit is repeated without some of the customers; ``without`` keeps these for the next horizon.
         """
+        from constellation.training.recalibrating import refit_without
+
         select_days = task.origin.select_days
         if days <= select_days:
             questions = task.known_questions(select_days, days)
@@ -139,40 +141,9 @@ class ModelSystem:
         def answers(train: np.ndarray, rows: Queries) -> Answers:
             fold = int(np.setdiff1d(splits.train_journeys, train)[0])  # named by the first customer left out
             if fold not in without:
-                without[fold] = self._without(task, study, splits, train, fold, seed)
+                folder = task.training_folder / f"without_{fold}"
+                build = partial(self._built, task=task)
+                without[fold] = refit_without(study, splits, train, build, self.optimizer, self.training, folder, seed)
             return self._answers(task, *without[fold], rows, (days,))
 
         return cross_fitted(task, days, splits.train_journeys, answers)
-
-    def _without(
-        self, task: Task, study: Study, splits: Splits, train: np.ndarray, fold: int, seed: int
-    ) -> tuple[JourneyModel, Vocabulary]:
-        """A refit on some of the customers, with as many passes over them as the whole refit had."""
-        import torch
-
-        from constellation.journeys.batch import Gatherer
-        from constellation.training.fit import fit
-        from constellation.training.settling import settle_as
-        from constellation.training.study import training_batches
-
-        some = Splits(splits.store, splits.windows)
-        some.train_journeys = train
-        questions = panel(splits.store, time_windows(splits.windows), known_until=splits.test_cutoff, journeys=train)
-        vocabulary = vocabulary_of(splits.store, self.training, questions, train, splits.test_cutoff)
-        gatherer = Gatherer(splits.store, vocabulary, self.training.max_events)
-        batches = training_batches(gatherer, some, splits.test_cutoff, self.training, seed)
-        torch.manual_seed(seed)
-        model = self._built(vocabulary, task)
-        share = len(train) / max(len(splits.train_journeys), 1)
-        fit(
-            model,
-            batches,
-            self.optimizer,
-            self.training,
-            task.training_folder / f"without_{fold}",
-            label=f"without a fold (seed {seed})",
-            num_steps=max(round(study.selected.num_steps * share), 1),
-            schedule_steps=self.training.max_epochs * len(batches),
-        )
-        settle_as(model, study.selected.model)
-        return model, vocabulary

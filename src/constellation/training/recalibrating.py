@@ -29,7 +29,8 @@ from constellation.training.fit import fit
 from constellation.training.initial import Initial
 from constellation.training.learner import OptimizerFactory
 from constellation.training.options import TrainingOptions
-from constellation.training.study import BuildModel, Study, training_batches
+from constellation.training.settling import settle_as
+from constellation.training.study import BuildModel, Study, fit_vocabulary, training_batches
 
 TIME_SLICE, CROSS_FITTED = "time slice", "cross-fitted by customer"
 KINDS = ("value", "purchases")
@@ -88,19 +89,12 @@ def refit_without(
     seed: int,
     initial: Initial | None = None,
 ) -> tuple[JourneyModel, Vocabulary]:
-    """The refit on some of the customers, with as many passes over them as the whole refit had."""
+    """The refit on some customers, with as many passes over them as the whole refit had and the shares of its pools."""
     some = Splits(splits.store, splits.windows)
     some.train_journeys = train
     until = splits.test_cutoff
     questions = panel(splits.store, time_windows(splits.windows), known_until=until, journeys=train)
-    vocabulary = Vocabulary.fit(
-        splits.store,
-        questions,
-        journeys=train,
-        until=until,
-        windows_days=options.windows_days,
-        min_count=options.min_count,
-    )
+    vocabulary = fit_vocabulary(some, options, questions, until)
     batches = training_batches(Gatherer(splits.store, vocabulary, options.max_events), some, until, options, seed)
     torch.manual_seed(seed)
     model = build(vocabulary)
@@ -116,6 +110,7 @@ def refit_without(
         num_steps=max(round(study.selected.num_steps * share), 1),
         schedule_steps=options.max_epochs * len(batches),
     )
+    settle_as(model, study.selected.model)
     return model, vocabulary
 
 
