@@ -19,6 +19,7 @@ from constellation.journeys.windows import Queries, Windows, ask, panel
 from constellation.metrics import LEVELS
 from constellation.prior.histories import histories
 from constellation.schema import EventSchema
+from constellation.worlds.prior.hyperparameters import PLAIN_FAMILIES
 from tests.helpers import at, events_frame, make_store
 
 CUTOFF, HORIZONS = at(40), (10, 20)
@@ -190,7 +191,8 @@ def test_the_console_teaches_stops_goes_on_and_uses_what_was_taught(tmp_path: Pa
     assert (tmp_path / "taught" / CHECKPOINT).is_file() and not (tmp_path / "taught" / WEIGHTS).exists()
     assert main(["train_prior", "resume=taught", "max_minutes=null", "worlds_per_family=1"]) == 0
     table = pd.read_csv(tmp_path / "taught" / VALIDATION)
-    assert set(table["family"]) == {"bgnbd", "pareto_nbd", "regular", "calendar", "contract", "mixed"}
+    assert set(table["family"]) == set(PLAIN_FAMILIES)
+    assert table["coverage_money"].between(0, 1).all() and (table["crps_money"] > 0).all()
     assert np.isfinite(table["crps_prior_fitted"]).all()
     store = make_store(events_frame(shoppers(40)), observed_until=at(61))
     own = PriorFitted(weights=str(tmp_path / "taught" / WEIGHTS))

@@ -19,8 +19,8 @@ from constellation.prior.forecast import context_of, forecast
 from constellation.prior.histories import Histories
 from constellation.prior.network import PriorNetwork
 from constellation.prior.teaching import Teacher, Teaching, drawn, lesson, loss, population_of
-from constellation.prior.validation import crps_of_pmf, score_world, validate
-from constellation.worlds.prior.hyperparameters import draw
+from constellation.prior.validation import crps_of_pmf, inside, score_world, validate
+from constellation.worlds.prior.hyperparameters import FAMILIES, draw
 from constellation.worlds.prior.populations import simulate
 
 SMALL = {"width": 8, "context": 6, "hidden": 10}
@@ -161,6 +161,16 @@ def test_crps_by_hand():
     np.testing.assert_allclose(crps_of_pmf(pmf, np.array([1, 5])), [0.25 + 0.0625, 0.25 + 0.5625 + 1 + 2])
 
 
+def test_a_value_lies_in_its_interval_or_not():
+    edges = torch.tensor([0.04, 0.06, 0.5, 0.94, 0.96])
+    assert inside(edges, edges).tolist() == [False, True, True, True, False]
+    # The place within a mass is drawn: a certain value lies inside nine times of ten, the lowest tenth every second.
+    none, half = torch.zeros(20_000), torch.full((20_000,), 0.5)
+    assert inside(none, 2 * half).mean() == pytest.approx(0.9, abs=0.01)
+    assert inside(none, half).mean() == pytest.approx(0.9, abs=0.01)
+    assert inside(none, 0.2 * half).mean() == pytest.approx(0.5, abs=0.015)
+
+
 def test_teaching_goes_on_bit_for_bit(tmp_path: Path):
     teaching = Teaching(steps=6, worlds_per_step=3, customers=(30, 60))
     heard: list[int] = []
@@ -186,6 +196,35 @@ def test_teaching_goes_on_bit_for_bit(tmp_path: Path):
         Teacher(Teaching(steps=7), SMALL).load(tmp_path / "last.pt")
     with pytest.raises(InputError, match="begun with"):
         Teacher(teaching, {**SMALL, "width": 9}).load(tmp_path / "last.pt")
+
+
+def test_stopping_early_changes_no_step_before(tmp_path: Path):
+    def taught(until: int | None) -> Teacher:
+        teacher = Teacher(Teaching(steps=6, until=until, worlds_per_step=2, customers=(30, 60)), SMALL)
+        assert teacher.teach(max_seconds=60, report=lambda step, parts: None, every=10)
+        return teacher
+
+    short, whole = taught(4), taught(None)
+    assert (short.step, whole.step) == (4, 6)
+    short.save(tmp_path / "last.pt")
+    on = Teacher(Teaching(steps=6, worlds_per_step=2, customers=(30, 60)), SMALL)
+    on.load(tmp_path / "last.pt")
+    assert on.teach(max_seconds=60, report=lambda step, parts: None, every=10)
+    for name, value in whole.averaged.state_dict().items():
+        torch.testing.assert_close(on.averaged.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    with pytest.raises(InputError, match="until"):
+        Teaching(steps=6, until=7)
+
+
+def test_the_wide_prior_is_taught_by_the_same_steps(tmp_path: Path):
+    teaching = Teaching(steps=2, worlds_per_step=3, customers=(30, 60), wide=True)
+    wide = Teacher(teaching, SMALL)
+    assert wide.teach(max_seconds=60, report=lambda step, parts: None, every=10)
+    wide.save(tmp_path / "last.pt")
+    with pytest.raises(InputError, match="begun with"):
+        Teacher(Teaching(steps=2, worlds_per_step=3, customers=(30, 60)), SMALL).load(tmp_path / "last.pt")
+    same, other = (drawn(3, [0, 0], (30, 60), wide=chosen) for chosen in (True, False))
+    assert len(same.day_P) != len(other.day_P)
 
 
 def test_a_few_steps_teach_something():
@@ -241,6 +280,6 @@ def test_the_shipped_network_is_near_the_truth_where_the_truth_is_known():
 
 
 def test_validation_covers_every_family(untaught):
-    scores = validate(untaught, worlds_per_family=1, customers=(200, 250))
-    assert len({score.family for score in scores}) == len(scores) == 6
+    scores = validate(untaught, worlds_per_family=1, customers=(200, 250), wide=True)
+    assert len({score.family for score in scores}) == len(scores) == len(FAMILIES)
     assert all(np.isfinite(list(score.crps.values())).all() for score in scores)

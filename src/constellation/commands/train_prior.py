@@ -31,8 +31,9 @@ def train_prior(
     max_minutes: float | None,
     resume: Path | None = None,
 ) -> None:
-    """network: sizes of ``PriorNetwork``. weights: a file to judge only, without teaching. worlds_per_family: held-out
-    worlds behind the table; 0: no table. max_minutes: of this job; null: until all steps are done.
+    """teaching.wide chooses the worlds, to teach and to judge on. network: sizes of ``PriorNetwork``. weights: a file
+    to judge only, without teaching. worlds_per_family: held-out worlds behind the table; 0: no table. max_minutes: of
+    this job; null: until all steps are done.
     """
     from constellation.errors import InputError
     from constellation.prior import weights as files
@@ -45,7 +46,7 @@ def train_prior(
     with _one_thread():
         judged = files.load(weights) if weights else _taught(run, teaching, dict(network), max_minutes, resume)
         if judged is not None and worlds_per_family:
-            _judge(run, judged, worlds_per_family)
+            _judge(run, judged, worlds_per_family, wide=teaching.wide)
 
 
 def _taught(
@@ -76,7 +77,7 @@ def _taught(
         print(f"{max_minutes} minutes are up after step {teacher.step:,}. Go on with resume={run.folder}")
         return None
     network = teacher.averaged.eval().requires_grad_(False)
-    held_out = held_out_loss(network, num_worlds=100, customers=teaching.customers)
+    held_out = held_out_loss(network, num_worlds=100, customers=teaching.customers, wide=teaching.wide)
     made = {"teaching": _plain(vars(teaching)), "seconds": round(teacher.seconds), "held_out_loss": held_out}
     files.save(network, run.folder / WEIGHTS, made)
     size = (run.folder / WEIGHTS).stat().st_size
@@ -98,12 +99,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _judge(run: Run, network: PriorNetwork, worlds_per_family: int) -> None:
+def _judge(run: Run, network: PriorNetwork, worlds_per_family: int, *, wide: bool) -> None:
     import pandas as pd
 
     from constellation.prior.validation import summary, validate
 
-    scores = validate(network, worlds_per_family=worlds_per_family)
+    scores = validate(network, worlds_per_family=worlds_per_family, wide=wide)
     rows = summary(scores)
     _table(scores).to_csv(run.folder / VALIDATION, index=False)
     run.log_metrics(
@@ -114,7 +115,8 @@ def _judge(run: Run, network: PriorNetwork, worlds_per_family: int) -> None:
             if name != "family"
         }
     )
-    print("held-out worlds: CRPS of purchase days over that of others (-0.01: 1 % lower), bias and cover of totals")
+    print("held-out worlds: CRPS of purchase days over that of others (-0.01: 1 % lower), bias and cover of totals,")
+    print("slope of purchase days on their expectation, cover of customers")
     print(pd.DataFrame(rows).to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 
@@ -122,7 +124,7 @@ def _table(scores: list[WorldScore]) -> Any:
     import pandas as pd
 
     return pd.DataFrame(
-        {"family": score.family, "num_customers": score.num_customers, "covered": score.covered}
+        {name: value for name, value in vars(score).items() if not isinstance(value, dict)}
         | {f"crps_{name}": value for name, value in score.crps.items()}
         | {f"bias_{name}": value for name, value in score.bias.items()}
         for score in scores

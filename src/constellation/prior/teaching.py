@@ -19,6 +19,7 @@ from constellation.prior.histories import Histories
 from constellation.prior.network import Answer, PriorNetwork
 from constellation.worlds.prior.hyperparameters import draw
 from constellation.worlds.prior.populations import Populations, simulate
+from constellation.worlds.prior.widening import draw_wide
 
 MEAN_WEIGHT, MONEY_WEIGHT, SHOCK_WEIGHT = 0.2, 0.4, 0.02
 LEAST_TOTAL = 20
@@ -31,7 +32,8 @@ HELD_OUT_SEED = 7_000_000
 @dataclass(frozen=True)
 class Teaching:
     """steps in all, of worlds_per_step worlds of customers = least and most; lr falls to 1 % of it by a cosine; seed;
-    average: share of the weights' moving average that a step keeps, less in the first steps.
+    average: share of the weights' moving average that a step keeps, less in the first steps; until: the step after
+    which to stop, with the lr of all steps; None: after the last; wide: worlds of the wide prior, not of the plain one.
     """
 
     steps: int = 3600
@@ -40,6 +42,8 @@ class Teaching:
     lr: float = 2e-3
     seed: int = 0
     average: float = 0.998
+    until: int | None = None
+    wide: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "customers", tuple(self.customers))
@@ -48,6 +52,12 @@ class Teaching:
                 "prior training needs steps >= 0, worlds_per_step >= 1, lr > 0 and average in [0, 1); found "
                 f"{self.steps}, {self.worlds_per_step}, {self.lr}, {self.average}."
             )
+        if self.until is not None and not 0 <= self.until <= self.steps:
+            raise InputError(f"until must lie between 0 and steps ({self.steps}), found {self.until}.")
+
+    @property
+    def last(self) -> int:
+        return self.steps if self.until is None else self.until
 
 
 @dataclass(frozen=True)
@@ -92,11 +102,13 @@ def lesson(populations: Populations) -> Lesson:
     )
 
 
-def drawn(num_worlds: int, seed: list[int], customers: tuple[int, int], family: str | None = None) -> Populations:
+def drawn(
+    num_worlds: int, seed: list[int], customers: tuple[int, int], family: str | None = None, *, wide: bool = False
+) -> Populations:
     """Worlds whose every population has a customer and a horizon to predict; the same seed gives the same worlds."""
     rng = np.random.default_rng(seed)
     while True:
-        populations = simulate(draw(num_worlds, rng, family=family, customers=customers), rng)
+        populations = simulate((draw_wide if wide else draw)(num_worlds, rng, family=family, customers=customers), rng)
         if len(np.unique(populations.world_C)) == num_worlds:
             return populations
 
@@ -166,14 +178,14 @@ class Teacher:
         """Steps until all are done (True) or the time is up (False). report: step and mean losses, ``every`` steps."""
         teaching, begun = self.teaching, time.perf_counter()
         before, sums, count = self.seconds, {"days": 0.0, "money": 0.0}, 0
-        while self.step < teaching.steps:
+        while self.step < teaching.last:
             if time.perf_counter() - begun > max_seconds:
                 return False
             warm = min(1.0, (self.step + 1) / 200)
             lr = teaching.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.step / teaching.steps)))
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            worlds = drawn(teaching.worlds_per_step, [teaching.seed, self.step], teaching.customers)
+            worlds = drawn(teaching.worlds_per_step, [teaching.seed, self.step], teaching.customers, wide=teaching.wide)
             total, parts = loss(self.network, lesson(worlds))
             self.optimizer.zero_grad(set_to_none=True)
             total.backward()
@@ -186,13 +198,14 @@ class Teacher:
                     mean.lerp_(new, 1 - keep)
             self.seconds = before + time.perf_counter() - begun
             sums, count = {name: sums[name] + parts[name] for name in sums}, count + 1
-            if self.step % every == 0 or self.step == teaching.steps:
+            if self.step % every == 0 or self.step == teaching.last:
                 report(self.step, {name: value / count for name, value in sums.items()})
                 sums, count = dict.fromkeys(sums, 0.0), 0
         return True
 
     def _settings(self) -> dict[str, Any]:
-        return {**vars(self.teaching), **self.network.sizes}
+        # Where to stop changes no step before it, so one may go on from there.
+        return {**{name: value for name, value in vars(self.teaching).items() if name != "until"}, **self.network.sizes}
 
     def save(self, path: Path) -> None:
         """Written aside and renamed, so that a stop in between loses nothing."""
@@ -223,10 +236,12 @@ class Teacher:
 
 
 @torch.no_grad()
-def held_out_loss(network: PriorNetwork, *, num_worlds: int, customers: tuple[int, int], seed: int = 0) -> float:
+def held_out_loss(
+    network: PriorNetwork, *, num_worlds: int, customers: tuple[int, int], seed: int = 0, wide: bool = False
+) -> float:
     """Mean negative log-likelihood of purchase days in worlds that no step sees."""
     found = []
     for number in range(max(1, num_worlds // 10)):
-        worlds = lesson(drawn(10, [HELD_OUT_SEED, seed, number], customers))
+        worlds = lesson(drawn(10, [HELD_OUT_SEED, seed, number], customers, wide=wide))
         found.append(-answer(network, worlds).counts.log_likelihood(worlds.next_days_C).mean().item())
     return float(np.mean(found))

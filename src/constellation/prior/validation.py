@@ -7,22 +7,32 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from constellation.distributions.bgnbd import BgNbd
+from constellation.distributions.log_normal_mixture import LogNormalMixture
 from constellation.distributions.pareto_nbd import ParetoNbd
+from constellation.metrics import LEVELS
+from constellation.metrics.value import crps
 from constellation.prior.network import PriorNetwork
 from constellation.prior.teaching import HELD_OUT_SEED, answer, lesson
-from constellation.worlds.prior.hyperparameters import FAMILIES, LONG_THERE, Hyperparameters, draw
+from constellation.worlds.prior.hyperparameters import FAMILIES, LONG_THERE, PLAIN_FAMILIES, Hyperparameters, draw
 from constellation.worlds.prior.populations import Populations, simulate
+from constellation.worlds.prior.widening import draw_wide
 
 DAYS_PER_WEEK = 7.0
 COVERED = 0.9
+REGULAR = 10
+ROWS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
 class WorldScore:
     """One world: mean CRPS of purchase days by predictor, bias of the total by predictor, and whether the network's
-    90 % interval of the total, common shock included, held it (and without the shock).
+    90 % interval of the total, common shock included, held it (and without the shock). Of the network alone: mean CRPS
+    of money in the population's median purchase day, slope of purchase days on their expectation, and share of the
+    customers whose purchase days, and whose money, lay in their own 90 % intervals (randomised), also of those with at
+    least ``REGULAR`` repeat purchase days, NaN where nobody has so many.
     """
 
     family: str
@@ -31,6 +41,12 @@ class WorldScore:
     bias: dict[str, float]
     covered: bool
     covered_without_shock: bool
+    crps_money: float
+    slope: float
+    coverage_days: float
+    coverage_money: float
+    coverage_days_regular: float
+    coverage_money_regular: float
 
 
 def crps_of_pmf(pmf_CM: np.ndarray, count_C: np.ndarray) -> np.ndarray:
@@ -54,8 +70,9 @@ def score_world(network: PriorNetwork, worlds: Hyperparameters, populations: Pop
     last_C = np.where(count_C > 0, populations.day_P[np.maximum(populations.start_C[1:] - 1, 0)], 0) / DAYS_PER_WEEK
     t_x_C = np.where(x_C > 0, T_C - last_C, 0.0)
 
+    shown = lesson(populations)
     with torch.no_grad():
-        said = answer(network, lesson(populations))
+        said = answer(network, shown)
         pmf = {"prior_fitted": said.counts.pmf(width).double().numpy()}
         mean = {"prior_fitted": said.counts.mean().double().numpy()}
         shock_sd = float(said.log_shock_W2[0, 0].exp())
@@ -81,6 +98,12 @@ def score_world(network: PriorNetwork, worlds: Hyperparameters, populations: Pop
         low, high = np.quantile(draws_S, [(1 - COVERED) / 2, (1 + COVERED) / 2])
         return bool(low <= total <= high)
 
+    days_C, money_C = shown.next_days_C, shown.next_money_C
+    inside_days_C = inside(said.counts.cdf(days_C - 1), said.counts.cdf(days_C))
+    cdf_money_C = said.money.cdf(money_C)
+    inside_money_C = inside(cdf_money_C * (money_C > 0), cdf_money_C)
+    regular_C = x_C >= REGULAR
+    from_mean_C = mean["prior_fitted"] - mean["prior_fitted"].mean()
     return WorldScore(
         family=family,
         num_customers=len(next_C),
@@ -88,7 +111,29 @@ def score_world(network: PriorNetwork, worlds: Hyperparameters, populations: Pop
         bias={name: float(mean_C.sum() / max(total, 1.0) - 1) for name, mean_C in mean.items()},
         covered=holds(shocked_S),
         covered_without_shock=holds(draws_S),
+        crps_money=float(crps(money_C.double().numpy(), _money_quantiles(said.money)).mean()),
+        slope=float(from_mean_C @ next_C / (from_mean_C @ from_mean_C)),
+        coverage_days=float(inside_days_C.mean()),
+        coverage_money=float(inside_money_C.mean()),
+        coverage_days_regular=float(inside_days_C[regular_C].mean()) if regular_C.any() else float("nan"),
+        coverage_money_regular=float(inside_money_C[regular_C].mean()) if regular_C.any() else float("nan"),
     )
+
+
+def inside(below_C: Tensor, cdf_C: Tensor) -> np.ndarray:
+    """Whether each customer's value lies in the central interval: P(less) and P(at most) of it, the place between them
+    drawn at random, as of a value with a mass of its own.
+    """
+    low_C, high_C = below_C.double().numpy(), cdf_C.double().numpy()
+    place_C = low_C + np.random.default_rng(2).random(len(low_C)) * (high_C - low_C)
+    return (place_C > (1 - COVERED) / 2) & (place_C < (1 + COVERED) / 2)
+
+
+def _money_quantiles(money: LogNormalMixture) -> np.ndarray:
+    """[C, L] at ``LEVELS``, some rows at a time."""
+    columns = (money.logit_p_Q, money.log_weight_QM, money.mu_QM, money.sigma_QM)
+    parts = zip(*(column.split(ROWS_AT_ONCE) for column in columns), strict=True)
+    return np.concatenate([LogNormalMixture(*part).quantile(LEVELS).double().numpy() for part in parts])
 
 
 def _truth(worlds: Hyperparameters) -> BgNbd | ParetoNbd | None:
@@ -108,14 +153,21 @@ def _truth(worlds: Hyperparameters) -> BgNbd | ParetoNbd | None:
 
 
 def validate(
-    network: PriorNetwork, *, worlds_per_family: int, customers: tuple[int, int] = (300, 2500), seed: int = 0
+    network: PriorNetwork,
+    *,
+    worlds_per_family: int,
+    customers: tuple[int, int] = (300, 2500),
+    seed: int = 0,
+    wide: bool = False,
 ) -> list[WorldScore]:
-    """Scores of held-out worlds of every family, with at least 20 repeat purchase days before and after the cutoff."""
+    """Scores of held-out worlds of every family of a prior, with at least 20 repeat purchase days before and after the
+    cutoff.
+    """
     scores: list[WorldScore] = []
-    for place, family in enumerate(FAMILIES):
+    for place, family in enumerate(FAMILIES if wide else PLAIN_FAMILIES):
         rng = np.random.default_rng([HELD_OUT_SEED, seed, 1000 + place])
         while sum(score.family == family for score in scores) < worlds_per_family:
-            worlds = draw(1, rng, family=family, customers=customers)
+            worlds = (draw_wide if wide else draw)(1, rng, family=family, customers=customers)
             populations = simulate(worlds, rng)
             repeats = len(populations.day_P) - len(populations.age_C)
             if repeats < 20 or populations.next_days_C.sum() < 20:
@@ -126,7 +178,8 @@ def validate(
 
 def summary(scores: list[WorldScore]) -> list[dict[str, float | str]]:
     """One row a family: mean over worlds of log CRPS ratios (network over each other predictor), as shares; the mean
-    absolute bias of totals; coverage of the 90 % interval of the total.
+    absolute bias of totals; coverage of the 90 % interval of the total; of the network the median signed bias and
+    slope, and the mean coverage of customers' intervals.
     """
     rows: list[dict[str, float | str]] = []
     for family in (*FAMILIES, "all"):
@@ -143,5 +196,11 @@ def summary(scores: list[WorldScore]) -> list[dict[str, float | str]]:
             row[f"bias_abs_{name}"] = float(np.median([abs(score.bias[name]) for score in both]))
         row["total_coverage_90"] = float(np.mean([score.covered for score in chosen]))
         row["total_coverage_90_no_shock"] = float(np.mean([score.covered_without_shock for score in chosen]))
+        row["bias_prior_fitted"] = float(np.median([score.bias["prior_fitted"] for score in chosen]))
+        row["slope_prior_fitted"] = float(np.median([score.slope for score in chosen]))
+        for name in ("days", "money", "days_regular", "money_regular"):
+            found = np.array([getattr(score, f"coverage_{name}") for score in chosen])
+            found = found[np.isfinite(found)]
+            row[f"coverage_{name}"] = float(found.mean()) if len(found) else float("nan")
         rows.append(row)
     return rows

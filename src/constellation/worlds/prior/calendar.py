@@ -42,12 +42,18 @@ class Calendar:
 
     def time(self, world: np.ndarray, business: np.ndarray) -> np.ndarray:
         """The inverse of :meth:`business_time`; infinite beyond the end of the horizon."""
-        # One sorted list for all worlds: world w's values lie in [2 w, 2 w + 1].
-        total_W = self.business_WG[:, -1]
-        keys = (self.business_WG / total_W[:, None] + 2.0 * np.arange(len(total_W))[:, None]).ravel()
-        share = np.minimum(business / total_W[world], 1.5)
-        place = np.searchsorted(keys, share + 2.0 * world, side="right") - 1 - world * NUM_KNOTS
-        low = np.clip(place, 0, NUM_KNOTS - 2)
+        low = knot_below(self.business_WG, world, business)
         ahead = (business - self.business_WG[world, low]) / self.intensity_WG[world, low]
         found = self.start_W[world] + low * self.width_W[world] + ahead
-        return np.where(share >= 1.0, np.inf, found)
+        return np.where(business >= self.business_WG[world, -1], np.inf, found)
+
+
+def knot_below(rising_RK: np.ndarray, row: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The last knot but one at most, at or below each value, of that value's row; rows rise from 0."""
+    # One sorted list for all rows: row r's values lie in [2 r, 2 r + 1].
+    num_rows, num_knots = rising_RK.shape
+    total_R = rising_RK[:, -1]
+    keys = (rising_RK / total_R[:, None] + 2.0 * np.arange(num_rows)[:, None]).ravel()
+    share = np.minimum(value / total_R[row], 1.5)
+    place = np.searchsorted(keys, share + 2.0 * row, side="right") - 1 - row * num_knots
+    return np.clip(place, 0, num_knots - 2)

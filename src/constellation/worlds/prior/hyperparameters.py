@@ -1,7 +1,8 @@
 """The prior over worlds: how customers come, buy, stay and pay, one row a world.
 
 Times are shares of the observation window, rates purchases per window, unless a name says days. Every range is an
-assumption about businesses in general, chosen before any real data were looked at, and wide on purpose.
+assumption about businesses in general, chosen before any real data were looked at, and wide on purpose. What
+``widening`` adds is 0 here.
 """
 
 from __future__ import annotations
@@ -12,11 +13,21 @@ import numpy as np
 
 from constellation.errors import InputError
 
-FAMILIES = ("bgnbd", "pareto_nbd", "regular", "calendar", "contract", "mixed")
+FAMILIES = ("bgnbd", "pareto_nbd", "regular", "calendar", "contract", "mixed", "shoppers")
 """The classical two without anything else; evenly spaced purchases; seasons, trends and shocks on the classical two;
-memberships that end with a period; and everything at once."""
+memberships that end with a period; everything at once; and, in the wide prior alone, households that shop every week or
+so."""
 
-FAMILY_SHARES = (0.2, 0.2, 0.12, 0.16, 0.08, 0.24)
+PLAIN_FAMILIES = FAMILIES[:-1]
+
+FAMILY_SHARES = (0.2, 0.2, 0.12, 0.16, 0.08, 0.24, 0.0)
+
+ADDED = (
+    "other_share", "other_rate", "cohort", "wander", "paused", "novelty", "weekly", "spend_shape_spread",
+    "spend_wander", "big_share", "big",
+)  # fmt: skip
+ADDED_TIMES = ("wander_time", "pause_time", "novelty_time", "spend_time")
+"""What the wide prior adds: without effect at 0, and at any time scale."""
 
 STAYS, LEAVES_AFTER_PURCHASE, LEAVES_IN_TIME, LEAVES_WITH_PERIOD = range(4)
 AT_ONCE, ARRIVING, LONG_THERE = range(3)
@@ -31,8 +42,13 @@ class Hyperparameters:
 
     family: place in ``FAMILIES``. leaving: one of the four constants above. window_days, horizon_days: whole days.
     rate: mean purchases per window of a customer who stays; rate_shape: its gamma shape among customers (log-normal of
-    the same coefficient of variation where rate_log_normal). regularity: gamma shape of the gaps, 1 is Poisson. drift:
+    the same coefficient of variation where rate_log_normal); other_share of them have other_rate added to their log
+    rate; cohort: added to it by who comes a window later. regularity: gamma shape of the gaps, 1 is Poisson. drift:
     standard deviation of the log rate's step at each purchase. never: share who never come back.
+    wander, wander_time: of the log of a customer's own intensity, which comes back to its mean: standard deviation, and
+    time in which it forgets. paused, pause_time: share of a customer's time without interest, and the time scale of
+    such pauses. novelty, novelty_time: what a new customer's log intensity has more, and how fast that wears off.
+    weekly: share of purchases that are made on the customer's own day of the week.
     leave_mean, leave_concentration: of the Beta chance to leave at a purchase or period; stay, stay_shape: mean stay
     over 1 and gamma shape of the rate of leaving. period: of memberships; renewals: purchases are the renewals.
     flip_at_start: the first purchase already brings a chance to leave. entry: one of the three constants above;
@@ -41,8 +57,10 @@ class Hyperparameters:
     trend: of the log intensity over a window; season, season_period, season_phase; shock: standard deviation of the
     log intensity's random walk over a window; spikes: of independent departures from it.
     spend_spread: standard deviation of customers' log mean spend; spend_shape: gamma shape of the spend of one purchase
-    (log-normal where spend_log_normal); spend_rate: correlation of log spend with log rate; free: share of purchases
-    that cost nothing; inflation: of the log of prices over a window; currency: what one unit of money is worth.
+    (log-normal where spend_log_normal), whose log differs among customers by spend_shape_spread; spend_wander,
+    spend_time: of a customer's log mean spend, as for the intensity; big_share of purchases have big added to their log
+    spend; spend_rate: correlation of log spend with log rate; free: share of purchases that cost nothing; inflation: of
+    the log of prices over a window; currency: what one unit of money is worth.
     """
 
     family: np.ndarray
@@ -52,9 +70,19 @@ class Hyperparameters:
     rate: np.ndarray
     rate_shape: np.ndarray
     rate_log_normal: np.ndarray
+    other_share: np.ndarray
+    other_rate: np.ndarray
+    cohort: np.ndarray
     regularity: np.ndarray
     drift: np.ndarray
     never: np.ndarray
+    wander: np.ndarray
+    wander_time: np.ndarray
+    paused: np.ndarray
+    pause_time: np.ndarray
+    novelty: np.ndarray
+    novelty_time: np.ndarray
+    weekly: np.ndarray
     leaving: np.ndarray
     leave_mean: np.ndarray
     leave_concentration: np.ndarray
@@ -77,6 +105,11 @@ class Hyperparameters:
     spend_spread: np.ndarray
     spend_shape: np.ndarray
     spend_log_normal: np.ndarray
+    spend_shape_spread: np.ndarray
+    spend_wander: np.ndarray
+    spend_time: np.ndarray
+    big_share: np.ndarray
+    big: np.ndarray
     spend_rate: np.ndarray
     free: np.ndarray
     inflation: np.ndarray
@@ -101,8 +134,8 @@ def draw(
     customers: tuple[int, int] = (150, 2500),
 ) -> Hyperparameters:
     """Worlds of the prior; of one family, or of all by ``FAMILY_SHARES``. customers: least and most, log-uniform."""
-    if family is not None and family not in FAMILIES:
-        raise InputError(f"family must be one of {', '.join(FAMILIES)}, found {family!r}.")
+    if family is not None and family not in PLAIN_FAMILIES:
+        raise InputError(f"family must be one of {', '.join(PLAIN_FAMILIES)}, found {family!r}.")
     if not 2 <= customers[0] <= customers[1]:
         raise InputError(f"customers must be two ascending numbers of at least 2, found {customers}.")
 
@@ -116,7 +149,8 @@ def draw(
         return rng.choice(len(shares), size=num_worlds, p=shares)
 
     kind = one_of(FAMILY_SHARES) if family is None else np.full(num_worlds, FAMILIES.index(family))
-    bgnbd, pareto, regular, calendar, contract, mixed = (kind == number for number in range(len(FAMILIES)))
+    bgnbd, pareto, regular, calendar, contract, mixed, _ = (kind == number for number in range(len(FAMILIES)))
+    added = {name: np.zeros(num_worlds) for name in ADDED} | {name: np.ones(num_worlds) for name in ADDED_TIMES}
     leaving = rng.choice([LEAVES_AFTER_PURCHASE, LEAVES_IN_TIME], size=num_worlds)
     anything = one_of((0.08, 0.4, 0.42, 0.1))
     leaving = np.select(
@@ -170,4 +204,5 @@ def draw(
         free=np.where(chance(0.15), rng.uniform(0.0, 0.2, num_worlds), 0.0),
         inflation=np.where(chance(0.4), rng.normal(0.0, 0.1, num_worlds), 0.0),
         currency=log_uniform(0.1, 1000.0),
+        **added,
     )

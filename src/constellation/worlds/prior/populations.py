@@ -17,6 +17,8 @@ from constellation.worlds.prior.hyperparameters import (
     STAYS,
     Hyperparameters,
 )
+from constellation.worlds.prior.own_time import OwnTime
+from constellation.worlds.prior.spending import spend
 
 FIRST_GAPS, MOST_GAPS = 6, 192
 """So many gaps are drawn at first, and twice as many each time for those who go on: most customers buy seldom."""
@@ -53,17 +55,21 @@ class Populations:
 
 
 def simulate(worlds: Hyperparameters, rng: np.random.Generator) -> Populations:
-    """Everybody known at the cutoff; customers who came before the window count from their first purchase in it."""
+    """Everybody known at the cutoff; customers who came before the window count from their first purchase in it.
+
+    What the wide prior adds draws no random number where no world has it, so that the plain prior's worlds stay theirs.
+    """
     world_C = np.repeat(np.arange(len(worlds)), worlds.num_customers)
     start_C = _arrivals(worlds, world_C, rng)
     window_W, horizon_W = worlds.window_days, worlds.horizon_days
-    end_W = 1.0 + horizon_W / window_W
+    # Who shops on a certain day may do so up to three days early.
+    end_W = 1.0 + (horizon_W + 4.0 * (worlds.weekly > 0)) / window_W
     past_W = np.where(worlds.entry == LONG_THERE, worlds.past, 0.0)
     calendar = Calendar(worlds, -past_W, end_W, rng)
-    log_rate_C, rate_noise_C = _log_rates(worlds, world_C, rng)
+    log_rate_C, rate_noise_C = _log_rates(worlds, world_C, start_C, rng)
     who, time = _purchases(worlds, world_C, start_C, log_rate_C, calendar, rng)
-    money = _money(worlds, world_C, rate_noise_C, who, time, rng)
-    day = np.floor(time * window_W[world_C[who]]).astype(np.int64)
+    money = spend(worlds, world_C, rate_noise_C, who, time, end_W, rng)
+    day = _on_own_weekday(worlds, world_C, who, np.floor(time * window_W[world_C[who]]).astype(np.int64), rng)
     inside = (day >= 0) & (day < (window_W + horizon_W)[world_C[who]])
     who, day, money = who[inside], day[inside], money[inside]
 
@@ -117,7 +123,21 @@ def _arrivals(worlds: Hyperparameters, world_C: np.ndarray, rng: np.random.Gener
     )
 
 
-def _log_rates(worlds: Hyperparameters, world_C: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _on_own_weekday(
+    worlds: Hyperparameters, world_C: np.ndarray, who: np.ndarray, day: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Days of purchases, some of them moved to the nearest day of the week that is the customer's own."""
+    if not (worlds.weekly > 0).any():
+        return day
+    own_C = rng.integers(0, 7, len(world_C))
+    moved = rng.random(len(who)) < worlds.weekly[world_C[who]]
+    nearest = own_C[who] + 7 * ((day - own_C[who] + 3) // 7)
+    return np.where(moved, nearest, day)
+
+
+def _log_rates(
+    worlds: Hyperparameters, world_C: np.ndarray, start_C: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Log rate of each customer, and the same standardised over the prior: what spend is correlated with."""
     shape_C = worlds.rate_shape[world_C]
     drawn_C = np.log(np.maximum(rng.standard_gamma(shape_C), 1e-300)) - np.log(shape_C)
@@ -126,7 +146,11 @@ def _log_rates(worlds: Hyperparameters, world_C: np.ndarray, rng: np.random.Gene
     drawn_C = np.where(worlds.rate_log_normal[world_C], sigma_C * normal_C - sigma_C**2 / 2, drawn_C)
     drawn_C = np.maximum(drawn_C, -14.0)
     standard_C = np.clip((drawn_C + sigma_C**2 / 2) / sigma_C, -2.5, 2.5)
-    return np.log(worlds.rate[world_C]) + drawn_C, standard_C
+    log_rate_C = np.log(worlds.rate[world_C]) + drawn_C + worlds.cohort[world_C] * np.maximum(start_C, 0.0)
+    if (worlds.other_share > 0).any():
+        others_C = rng.random(len(world_C)) < worlds.other_share[world_C]
+        log_rate_C = log_rate_C + others_C * worlds.other_rate[world_C]
+    return log_rate_C, standard_C
 
 
 def _limits(
@@ -162,7 +186,9 @@ def _purchases(
     first_C = ~worlds.registered[world_C]
     who, times = [np.flatnonzero(first_C)], [start_C[first_C]]
     going = np.flatnonzero(most_C > 0)
-    business = calendar.business_time(world_C[going], start_C[going])
+    begin_C = calendar.business_time(world_C, start_C)
+    own = OwnTime(worlds, world_C, begin_C, calendar.business_WG[world_C, -1], rng)
+    passed = np.zeros(len(going))
     log_rate, done, drifting = log_rate_C[going], 0, bool((worlds.drift > 0).any())
     num_gaps = FIRST_GAPS
     while len(going) and done < MAX_PURCHASES:
@@ -173,7 +199,8 @@ def _purchases(
             log_rate_RG = log_rate_RG + (worlds.drift[world_R1] * rng.standard_normal(shape)).cumsum(axis=1)
         shape_R1 = worlds.regularity[world_R1]
         gap_RG = rng.standard_gamma(shape_R1, shape) / shape_R1 * np.exp(-log_rate_RG)
-        business_RG = business[:, None] + gap_RG.cumsum(axis=1)
+        passed_RG = passed[:, None] + gap_RG.cumsum(axis=1)
+        business_RG = own.business_time(going, passed_RG)
         time_RG = calendar.time(np.broadcast_to(world_R1, business_RG.shape), business_RG)
         number_G = done + np.arange(1, num_gaps + 1)
         valid_RG = (time_RG <= end_C[going][:, None]) & np.isfinite(time_RG) & (number_G <= most_C[going][:, None])
@@ -181,28 +208,6 @@ def _purchases(
         who.append(going[row])
         times.append(time_RG[row, column])
         on = valid_RG[:, -1]
-        going, business, log_rate = going[on], business_RG[on, -1], log_rate_RG[on, -1]
+        going, passed, log_rate = going[on], passed_RG[on, -1], log_rate_RG[on, -1]
         done, num_gaps = done + num_gaps, min(2 * num_gaps, MOST_GAPS)
     return np.concatenate(who), np.concatenate(times)
-
-
-def _money(
-    worlds: Hyperparameters,
-    world_C: np.ndarray,
-    rate_noise_C: np.ndarray,
-    who: np.ndarray,
-    time: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Of each purchase, in units whose median customer mean is about 1."""
-    correlation_C = worlds.spend_rate[world_C]
-    noise_C = correlation_C * rate_noise_C + np.sqrt(1 - correlation_C**2) * rng.standard_normal(len(world_C))
-    log_mean_C = worlds.spend_spread[world_C] * noise_C
-    world = world_C[who]
-    shape = worlds.spend_shape[world]
-    sigma = np.sqrt(np.log1p(1 / shape))
-    gamma = rng.standard_gamma(shape) / shape
-    log_normal = np.exp(sigma * rng.standard_normal(len(who)) - sigma**2 / 2)
-    one = np.where(worlds.spend_log_normal[world], log_normal, gamma)
-    paid = rng.random(len(who)) >= worlds.free[world]
-    return np.where(paid, np.exp(log_mean_C[who] + worlds.inflation[world] * time) * one, 0.0)
