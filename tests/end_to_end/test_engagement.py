@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,76 +10,31 @@ import pytest
 
 from constellation.cli import main
 from constellation.errors import InputError
-from constellation.policies.cross_fit import cross_fit, fitted_propensities, person_folds
+from constellation.policies.cross_fit import (
+    EVERYBODY,
+    EffectShrinkage,
+    FoldModels,
+    cross_fit,
+    fitted_propensities,
+    person_folds,
+)
 from constellation.policies.evaluation import evaluate_policies
 from constellation.policies.greedy import Greedy
 from constellation.policies.outcomes import BoostedOutcome, RidgeOutcome
 from constellation.policies.saved import Saved
-
-DAY, START = 86_400_000_000, 1_700_000_000_000_000
-LOGGING = {"none": 0.5, "mail": 0.25, "call": 0.25}
-
-
-def write_world(folder: Path, effect: float, num_customers: int = 250, rounds: int = 6) -> None:
-    """Half of the customers browse a and like mail, half browse b and like calls; else rewards are alike."""
-    rng = np.random.default_rng(0)
-    events, decisions = [], []
-    for customer in range(num_customers):
-        likes = "a" if rng.random() < 0.5 else "b"
-        time = START + int(rng.integers(0, 5)) * DAY
-        for _ in range(rounds):
-            events += [(customer, time + int(rng.integers(1, DAY)), f"browse_{likes}", None) for _ in range(2)]
-            decided = time + 3 * DAY
-            action = str(rng.choice(list(LOGGING), p=list(LOGGING.values())))
-            decisions.append((customer, decided, action))
-            right = (action, likes) in (("mail", "a"), ("call", "b"))
-            events.append((customer, decided + DAY // 2, "purchase", float(rng.exponential(2)) + effect * right))
-            time = decided + 4 * DAY
-    times = pl.col(pl.Int64).exclude("customer_id").cast(pl.Datetime("us", "UTC"))
-    names = ["customer_id", "event_time", "event_type", "amount"]
-    pl.DataFrame(events, schema=names, orient="row").with_columns(times).write_parquet(folder / "events.parquet")
-    pl.DataFrame(decisions, schema=["customer_id", "decision_time", "action"], orient="row").with_columns(
-        times
-    ).write_parquet(folder / "decisions.parquet")
+from tests.end_to_end.console import metrics_of
+from tests.end_to_end.contacts import write_data_set, write_world
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs" / "data").mkdir(parents=True)
-    (tmp_path / "configs" / "data" / "contacts.yaml").write_text(
-        f"""_target_: constellation.journeys.dataset.DataSet
-name: contacts
-root: {tmp_path}
-cache: {tmp_path / "cache"}
-observed_until: null
-source:
-  _target_: constellation.journeys.sources.SqlSource
-  sql: SELECT * FROM '{{root}}/events.parquet'
-  decisions_sql: SELECT * FROM '{{root}}/decisions.parquet'
-schema:
-  _target_: constellation.schema.EventSchema
-windows:
-  _target_: constellation.journeys.windows.Windows
-  val_cutoff: "2023-12-01"
-  test_cutoff: "2023-12-10"
-  horizons_days: [3]
-decisions:
-  _target_: constellation.journeys.decisions.DecisionRule
-  kind: table
-  reward_days: 3
-  propensity: {{none: 0.5, default: 0.25}}
-"""
-    )
+    write_data_set(tmp_path)
     return tmp_path
 
 
 def run(*words: str) -> int:
     return main([*words, "tracking=none"])
-
-
-def metrics(folder: str) -> dict[str, float]:
-    return json.loads((Path(folder) / "metrics.json").read_text())
 
 
 TRAIN = ("train", "objective=engagement", "data=contacts", "engagement.num_folds=2", "outcome=[ridge]")
@@ -91,11 +45,11 @@ def test_a_policy_that_is_better_is_found_better(world: Path, capsys: pytest.Cap
     write_world(world, effect=6.0)
     small = ["encoder=gru", "encoder.width=8", "readout.width=8", "optimizer.lr=0.02", "training.max_epochs=6"]
     assert run(*TRAIN, *small, "output=trained") == 0
-    fitted = metrics("trained")
+    fitted = metrics_of("trained")
     assert fitted["outcome/model/r2_effects"] > 0.2
     assert fitted["outcome/ridge/r2_effects"] > 0.2
     assert run(*EVALUATE, "run=trained", "output=judged") == 0
-    found = metrics("judged")
+    found = metrics_of("judged")
     for key in (
         "value_dr", "value_dr_low", "value_dr_high", "value_snips", "effective_sample_size", "gain_over_logging_low",
         "gain_over_best_constant_low", "verdict",
@@ -116,7 +70,7 @@ def test_a_policy_that_is_better_is_found_better(world: Path, capsys: pytest.Cap
     assert "better / better" in capsys.readouterr().out
     # The other system of the same run, and one that is not there.
     assert run(*EVALUATE, "run=trained", "system=ridge", "output=judged_ridge") == 0
-    assert metrics("judged_ridge")["policy/greedy/verdict"] == 1
+    assert metrics_of("judged_ridge")["policy/greedy/verdict"] == 1
     assert run(*EVALUATE, "run=trained", "system=oracle", "output=judged_none") == 2
     assert "it has model, ridge" in capsys.readouterr().err
 
@@ -125,10 +79,10 @@ def test_several_seeds_are_judged_together(world: Path, capsys: pytest.CaptureFi
     write_world(world, effect=6.0, num_customers=120)
     fast = ["engagement.sequence_model=false", "engagement.num_members=1", "seeds=[3,1]"]
     assert run(*TRAIN, *fast, "output=trained") == 0
-    assert "outcome/ridge/r2_sd" in metrics("trained")
+    assert "outcome/ridge/r2_sd" in metrics_of("trained")
     assert (world / "trained" / "seeds" / "1" / "engagement").exists()
     assert run("evaluate", "policy=[greedy]", "num_resamples=20", "run=trained", "output=judged") == 0
-    found = metrics("judged")
+    found = metrics_of("judged")
     of_seeds = [Saved.load(world / "trained"), Saved.load(world / "trained" / "seeds" / "1")]
     assert [saved.facts["seed"] for saved in of_seeds] == [3, 1]
     values = [
@@ -150,7 +104,7 @@ def test_nothing_is_claimed_in_the_mirror_world(world: Path, capsys: pytest.Capt
     late = ["engagement.sequence_model=false", "engagement.test_from=2023-12-03"]
     assert run(*TRAIN, *late, "output=trained") == 0
     assert run(*EVALUATE, "run=trained", "output=judged") == 0
-    found = metrics("judged")
+    found = metrics_of("judged")
     assert all(found[f"policy/{name}/verdict"] <= 0 for name in ("greedy", "pessimistic"))
     assert all(found[f"policy/{name}/verdict_over_logging"] == 0 for name in ("greedy", "pessimistic"))
     assert "not shown" in capsys.readouterr().out
@@ -195,3 +149,31 @@ def test_cross_fitting_does_not_see_the_fold() -> None:
     chance_QA = fitted_propensities(features_QX, (features_QX[:, 0] > 0).astype(int), 2, fold_Q, customer_Q)
     assert chance_QA[features_QX[:, 0] > 0.5, 1].mean() > 0.9
     np.testing.assert_allclose(chance_QA.sum(axis=1), 1.0)
+
+
+def test_the_refit_learns_from_the_whole_log() -> None:
+    """One member, nothing cut: the very model that one fits on all rows; and the folds know nothing of it."""
+    rng = np.random.default_rng(2)
+    num, logging_QA = 600, np.full((600, 3), 1 / 3)
+    features_QX, action_Q = rng.normal(size=(num, 4)), rng.integers(0, 3, num)
+    reward_Q = 2 * features_QX[:, 0] * (action_Q == 1) + rng.normal(size=num)
+    customer_Q = rng.integers(0, 150, num)
+    fold_Q, none_AY = person_folds(customer_Q, 3, 0), np.zeros((3, 0))
+    given = (features_QX, action_Q, reward_Q, none_AY, customer_Q, fold_Q, logging_QA)
+    kept: list[FoldModels] = []
+    found = cross_fit(RidgeOutcome(), *given, num_members=1, refit=True, keep=kept.append)
+    plain = cross_fit(RidgeOutcome(), *given, num_members=1)
+    np.testing.assert_array_equal(found.members_MQA, plain.members_MQA)
+    assert [fitted.fold for fitted in kept] == [0, 1, 2, EVERYBODY]
+    whole = RidgeOutcome()
+    whole.fit(features_QX, action_Q, reward_Q, none_AY, 3)
+    asked = rng.normal(size=(50, 4))
+    (member,) = kept[-1].members
+    np.testing.assert_allclose(member.predict(asked, none_AY), whole.predict(asked, none_AY), rtol=1e-12)
+    # Its shrinkage is what predictions for customers not seen deserve: each row's by the model of the other folds.
+    apart_QA = np.zeros((num, 3))
+    for fitted in kept[:-1]:
+        apart_QA[fold_Q == fitted.fold] = fitted.members[0].predict(features_QX[fold_Q == fitted.fold], none_AY)
+    deserved = EffectShrinkage.learn(apart_QA, action_Q, reward_Q, logging_QA)
+    assert (kept[-1].shrinkage.kept, kept[-1].shrinkage.kept_size) == (deserved.kept, deserved.kept_size)
+    assert 0.5 < deserved.kept <= 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,34 +14,9 @@ from constellation.bundle import Bundle, EngagementBundle
 from constellation.cli import main
 from constellation.errors import InputError
 from constellation.policies.saved import Saved
-from tests.end_to_end.test_engagement import write_world
+from tests.end_to_end.console import metrics_of
+from tests.end_to_end.contacts import write_data_set, write_world
 
-DATA = """_target_: constellation.journeys.dataset.DataSet
-name: {name}
-root: {folder}
-cache: {folder}/cache
-source:
-  _target_: constellation.journeys.sources.SqlSource
-  sql: {sql}
-  attributes_sql: {attributes}
-  decisions_sql: SELECT * FROM '{{root}}/decisions.parquet'
-schema:
-  _target_: constellation.schema.EventSchema
-windows:
-  _target_: constellation.journeys.windows.Windows
-  val_cutoff: "2023-12-01"
-  test_cutoff: "2023-12-10"
-  horizons_days: [3]
-decisions:
-  _target_: constellation.journeys.decisions.DecisionRule
-  kind: table
-  reward_days: 3
-  propensity: {{none: 0.5, default: 0.25}}
-  action_features:
-    none: {{loud: 0}}
-    mail: {{loud: 1}}
-    call: {{loud: 2}}
-"""
 SMALL = ["encoder=gru", "encoder.width=8", "readout.width=8", "optimizer.lr=0.02", "training.max_epochs=2"]
 
 
@@ -50,25 +24,20 @@ def run(*words: str) -> int:
     return main([*words, "tracking=none", "overwrite=true"])
 
 
-def metrics(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "metrics.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working folder with data, a run with three systems, and all decisions but each customer's last judged one."""
+    """A working folder with data, two runs with three systems, whose models act refitted and fold by fold, and all
+    decisions but each customer's last judged one."""
     folder = tmp_path_factory.mktemp("contacts")
     write_world(folder, effect=6.0, num_customers=120)
-    (folder / "configs" / "data").mkdir(parents=True)
-    sql = "SELECT * FROM '{root}/events.parquet'"
-    (folder / "configs" / "data" / "contacts.yaml").write_text(
-        DATA.format(name="contacts", folder=folder, sql=sql, attributes="null")
-    )
+    write_data_set(folder, described=True)
     before = Path.cwd()
     os.chdir(folder)
     try:
         words = ["train", "objective=engagement", "data=contacts", "engagement.num_folds=2", "output=trained"]
         assert run(*words, "outcome=[ridge,gradient_boosting]", *SMALL) == 0
+        folds = ["engagement.deploy=folds", "output=trained_folds"]
+        assert run(*words, "outcome=[ridge,gradient_boosting]", *SMALL, *folds) == 0
         _write_open_decisions(folder)
         yield folder
     finally:
@@ -94,8 +63,8 @@ def _write_open_decisions(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("system", "policy"), [("model", "pessimistic"), ("ridge", "thompson"), ("gradient_boosting", "doubly_robust")]
 )
-def test_score_gives_the_numbers_of_evaluate(trained: Path, system: str, policy: str) -> None:
-    words = [f"system={system}", "run=trained"]
+def test_score_by_folds_gives_the_numbers_of_evaluate(trained: Path, system: str, policy: str) -> None:
+    words = [f"system={system}", "run=trained_folds"]
     assert run("evaluate", *words, f"policy=[{policy}]", "num_resamples=20", f"output=judged_{system}") == 0
     files = ["events=events.parquet", "decisions=open.parquet"]
     assert run("score", *words, *files, f"policy={policy}", f"output=scored_{system}") == 0
@@ -112,9 +81,38 @@ def test_score_gives_the_numbers_of_evaluate(trained: Path, system: str, policy:
     drawn = scored.filter("chosen")
     assert drawn.height == 120
     np.testing.assert_allclose(drawn["propensity"], chosen["propensity"])
-    found = metrics(trained / f"scored_{system}")
+    found = metrics_of(trained / f"scored_{system}")
     assert found["score/num_known_customers"] == 120
     assert sum(found[f"score/num_chosen/{action}"] for action in ("call", "mail", "none")) == 120
+
+
+@pytest.mark.parametrize("system", ["model", "ridge"])
+def test_what_acts_is_refitted_on_the_whole_log_and_said_to_be(
+    trained: Path, system: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"system={system}", "policy=greedy", "events=events.parquet", "decisions=open.parquet"]
+    assert run("score", "run=trained", *words, f"output=acts_{system}") == 0
+    assert "answered by models refitted on the whole log" in capsys.readouterr().out
+    # The bundle on its own says the same: there is one model per system, whoever asks.
+    assert run("score", "bundle=trained/bundle", *words, f"output=bundled_{system}") == 0
+    acts, bundled = (pl.read_parquet(f"{name}_{system}/predictions.parquet") for name in ("acts", "bundled"))
+    assert acts.equals(bundled)
+    bundle = EngagementBundle.load("trained/bundle")
+    assert [[part.fold for part in parts] for parts in bundle.systems.values()] == [[-1]] * 3
+    assert bundle.num_training[-1] == len(Saved.load(trained / "trained").log) > 5 * 120
+    card = (trained / "trained" / "bundle" / "README.md").read_text()
+    assert "model (refitted on the whole log)" in card and "What `evaluate` judges are the folds' models" in card
+    assert "2 folds together" in (trained / "trained_folds" / "bundle" / "README.md").read_text()
+    # The judged predictions are still the folds': the same in both runs, and not those that act.
+    saved, of_folds = (Saved.load(trained / name) for name in ("trained", "trained_folds"))
+    np.testing.assert_array_equal(saved.systems[system].members_MQA, of_folds.systems[system].members_MQA)
+    assert run("score", "run=trained_folds", *words, f"output=fold_{system}") == 0
+    fold = pl.read_parquet(f"fold_{system}/predictions.parquet")
+    assert not np.allclose(fold["expected"], acts["expected"])
+    assert np.corrcoef(fold["expected"], acts["expected"])[0, 1] > 0.5
+    capsys.readouterr()
+    assert run("evaluate", "run=trained", "policy=[greedy]", f"system={system}", "num_resamples=5", "output=said") == 0
+    assert "refitted on the whole log, so close to it, not the same" in capsys.readouterr().out
 
 
 def test_strangers_are_answered_by_all_models_and_csv_reads_alike(trained: Path) -> None:
@@ -131,12 +129,12 @@ def test_strangers_are_answered_by_all_models_and_csv_reads_alike(trained: Path)
         assert run("score", *words, f"output=as_{kind}", "system=ridge") == 0
     first, second = (pl.read_parquet(trained / f"as_{kind}" / "predictions.parquet") for kind in ("parquet", "csv"))
     assert first.equals(second)
-    assert metrics(trained / "as_csv")["score/num_known_customers"] == 0
+    assert metrics_of(trained / "as_csv")["score/num_known_customers"] == 0
     bundle = EngagementBundle.load(trained / "trained" / "bundle")
     answers = bundle.predict(events, decisions=decisions, system="ridge", policy="greedy")
     np.testing.assert_array_equal(answers.frame()["expected"], first["expected"])
     assert (answers.chosen()["propensity"] == 1).all()
-    # An ensemble of both folds: the bound lies below the mean, and the right action wins for most.
+    # An ensemble by bootstrap: the bound lies below the mean, and the right action wins for most.
     assert (answers.lower_QA < answers.expected_QA).all()
     likes_mail = (
         events.filter(pl.col("event_type").str.starts_with("browse"))
@@ -168,7 +166,7 @@ def test_what_does_not_fit_is_said_in_one_paragraph(trained: Path, capsys: pytes
 
 def test_export_keeps_fitted_policies_and_answers_alike(trained: Path) -> None:
     assert run("export", "run=trained", "policy=[softmax,best_constant]", "to=sent", "output=exported") == 0
-    found = metrics(trained / "exported")
+    found = metrics_of(trained / "exported")
     assert found["export/largest_difference"] < 1e-6 and found["export/num_customers_compared"] == 120
     assert not list((trained / "sent").rglob("*.pkl"))
     bundle = EngagementBundle.load(trained / "sent")
@@ -221,7 +219,7 @@ def test_recommend_scores_and_plans_in_one_command(trained: Path, capsys: pytest
     )
     assert cost.sum() <= 60 and (plan["action"].cast(pl.String) == "call").sum() <= 5
     assert {"none", "mail"} <= set(plan["action"].cast(pl.String))
-    found = metrics(trained / "planned")
+    found = metrics_of(trained / "planned")
     assert found["recommend/num_violations"] == 0 and found["recommend/lower"] > found["recommend/lower_of_none"]
     assert "is worth" in capsys.readouterr().out
     # What is planned is what was scored, net of the costs given now.
@@ -280,10 +278,8 @@ def test_experiments_without_journeys(tmp_path: Path, monkeypatch: pytest.Monkey
     pl.DataFrame(
         {"customer_id": customer, "decision_time": "2023-12-01", "action": action, "reward": reward}
     ).write_parquet("decisions.parquet")
-    (tmp_path / "configs" / "data").mkdir(parents=True)
-    (tmp_path / "configs" / "data" / "trial.yaml").write_text(
-        DATA.format(name="trial", folder=tmp_path, sql="null", attributes="SELECT * FROM '{root}/people.parquet'")
-    )
+    people_sql = "SELECT * FROM '{root}/people.parquet'"
+    write_data_set(tmp_path, "trial", sql=None, attributes_sql=people_sql, described=True)
     words = ["train", "objective=engagement", "data=trial", "engagement.num_folds=2", "outcome=[gradient_boosting]"]
     assert run(*words, "output=trained") == 0
     people.write_csv("people.csv")
@@ -337,7 +333,7 @@ def test_the_loyalty_world_from_raw_events_to_a_plan(work_folder: Path) -> None:
     explore = ["constraints.exploration=0.1", "policy=thompson", "seed=1"]
     assert run("recommend", "run=trained", *limits, *explore, "output=planned") == 0
     plan = pl.read_parquet("planned/plan.parquet")
-    found = metrics(work_folder / "planned")
+    found = metrics_of(work_folder / "planned")
     assert found["recommend/num_violations"] == 0
     assert found["recommend/cost"] <= 40 + 1e-9 and (plan["channel"].cast(pl.String) == "phone").sum() <= 3
     assert plan["reason"].null_count() == 0 and plan["propensity"].is_between(0, 1).all()
@@ -362,4 +358,52 @@ def test_the_loyalty_world_from_raw_events_to_a_plan(work_folder: Path) -> None:
     assert run("recommend", *words, "output=from_files") == 0
     again = pl.read_parquet("from_files/plan.parquet")
     assert set(again["customer_id"]) == set(plan["customer_id"])
-    assert metrics(work_folder / "from_files")["recommend/num_violations"] == 0
+    assert metrics_of(work_folder / "from_files")["recommend/num_violations"] == 0
+
+
+def test_the_context_of_open_decisions_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mail helps those whose context says so at the decision; in score and recommend, in pieces or at once."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    num = 400
+    likes = rng.random(num) < 0.5
+    action = rng.choice(["none", "mail", "call"], num, p=[0.5, 0.25, 0.25])
+    reward = 2.0 * ((action == "mail") & likes) + 2.0 * ((action == "call") & ~likes) + 0.1 * rng.normal(size=num)
+    customer = np.arange(num)
+    pl.DataFrame({"customer_id": customer, "city": "here"}).write_parquet("people.parquet")
+    past = pl.DataFrame(
+        {"customer_id": customer, "decision_time": "2023-12-01", "action": action, "reward": reward,
+         "context_likes": likes.astype(float)}
+    )  # fmt: skip
+    past.write_parquet("decisions.parquet")
+    write_data_set(tmp_path, "known", sql=None, attributes_sql="SELECT * FROM '{root}/people.parquet'")
+    words = ["outcome=[ridge]", "engagement.num_folds=2", "engagement.num_members=1", "engagement.context_alone=true"]
+    assert run("train", "objective=engagement", "data=known", *words, "output=trained") == 0
+    later = past.select("customer_id", "context_likes").with_columns(
+        context_likes=1.0 - pl.col("context_likes"),
+        decision_time=pl.lit("2024-01-01"),
+        action=pl.lit(None, dtype=pl.String),
+    )
+    both = pl.concat([past.drop("reward"), later.select(past.drop("reward").columns)])
+    both.write_parquet("open.parquet")
+    both.drop("context_likes").write_parquet("blind.parquet")
+    people = "attributes=people.parquet"
+    found = {}
+    for chunk in (65_536, 64):
+        monkeypatch.setattr("constellation.bundle.engagement.CHUNK", chunk)
+        assert run("score", "run=trained", "decisions=open.parquet", people, "policy=greedy", "output=scored") == 0
+        found[chunk] = pl.read_parquet("scored/predictions.parquet")
+        chosen = pl.read_parquet("scored/decisions.parquet").sort("customer_id")["action"].to_list()
+        assert chosen == ["call" if now else "mail" for now in likes]  # what was liked is not liked any more
+    assert found[64].equals(found[65_536])
+    plan = ["decisions=open.parquet", people, "constraints.costs={mail: 0.1, call: 0.1}", "constraints.budget=10"]
+    assert run("recommend", "run=trained", *plan, "output=planned") == 0
+    taken = pl.read_parquet("planned/plan.parquet").sort("customer_id")["action"].cast(pl.String).to_list()
+    right = [action in ("none", "call" if now else "mail") for action, now in zip(taken, likes, strict=True)]
+    assert all(right) and taken.count("none") == num - 100
+    # Without the columns the last decision's context goes on, and that is said.
+    capsys.readouterr()
+    assert run("score", "run=trained", "decisions=blind.parquet", people, "policy=greedy", "output=blind") == 0
+    assert "400 decisions come without their context" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from constellation.cli import main
 from constellation.worlds.loyalty.value import constant_policy, logging_policy, started, value_of
 from constellation.worlds.loyalty.world import LoyaltyWorld
+from tests.end_to_end.console import metrics_of
 
 ACTIONS = LoyaltyWorld().action_names
 TRAIN = (
@@ -23,8 +23,11 @@ EVALUATE = (
     "evaluate", "run=trained", "num_resamples=20", "world=loyalty", "true_value.num_customers=50",
     "true_value.num_weeks=4", "true_value.seed=7",
 )  # fmt: skip
+PLAIN = "outcome.proportional.caution=[]"
+"""One prior for all effects, which is quick: what is learned is not the matter here."""
 LOOP = (
-    "loop", "num_customers=120", "num_rounds=2", "habit_weeks=10", "round_weeks=2", "reward_weeks=4", "num_members=2",
+    "loop", PLAIN, "num_customers=120", "num_rounds=2", "habit_weeks=10", "round_weeks=2", "reward_weeks=4",
+    "num_members=2",
 )  # fmt: skip
 
 
@@ -32,22 +35,23 @@ def run(*words: str) -> int:
     return main([*words, "tracking=none"])
 
 
-def metrics(folder: str) -> dict[str, float]:
-    found: dict[str, float] = json.loads((Path(folder) / "metrics.json").read_text())
-    return found
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every training here reads the same log."""
+    return tmp_path_factory.mktemp("stores")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, stores: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CONSTELLATION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CONSTELLATION_CACHE", str(stores))
     return tmp_path
 
 
 def test_true_values_are_those_of_the_world(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*TRAIN, "output=trained") == 0
+    assert run(*TRAIN, PLAIN, "output=trained") == 0
     assert run(*EVALUATE, "policy=[greedy,best_constant]", "policy.best_constant.action=voucher", "output=judged") == 0
-    found = metrics("judged")
+    found = metrics_of("judged")
     world, weeks = LoyaltyWorld(), 4
     start = started(world, 50, 7)
     habit = value_of(logging_policy(world), start, num_weeks=weeks)
@@ -60,7 +64,17 @@ def test_true_values_are_those_of_the_world(here: Path, capsys: pytest.CaptureFi
     gap = found["policy/oracle/true_value"] - habit.mean
     assert found["policy/greedy/true_share"] == pytest.approx((found["policy/greedy/true_value"] - habit.mean) / gap)
     assert found["policy/greedy/value_dr_low"] < found["policy/greedy/value_dr"]
-    assert "share of the gap to the oracle" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "share of the gap to the oracle" in said
+    assert "In the world acts: proportional, models refitted on the whole log" in said
+    # The same run, whose folds act together: judged alike from the log, acting otherwise.
+    assert run(*TRAIN, PLAIN, "engagement.deploy=folds", "output=folds") == 0
+    words = [word for word in EVALUATE if word != "run=trained"]
+    assert run(*words, "run=folds", "policy=[greedy]", "output=judged_folds") == 0
+    assert "In the world acts: proportional, the folds' models together" in capsys.readouterr().out
+    folds = metrics_of("judged_folds")
+    assert folds["policy/greedy/value_dr"] == found["policy/greedy/value_dr"]
+    assert folds["policy/greedy/true_value"] != found["policy/greedy/true_value"]
     # Another world, or another's actions, is not the one whose log it was.
     other = [word for word in EVALUATE if word != "world=loyalty"]
     assert run(*other, "world=order", "policy=[greedy]", "output=other") == 2
@@ -75,7 +89,7 @@ def test_true_values_need_the_context_alone(here: Path, capsys: pytest.CaptureFi
 
 def test_rounds_log_what_they_did_and_how_likely_it_was(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*LOOP, "output=loop") == 0
-    found = metrics("loop")
+    found = metrics_of("loop")
     assert found["loop/round_2/decisions"] > found["loop/round_1/decisions"] >= 7 * 120
     assert found["loop/round_1/least_propensity"] >= 0.05 / len(ACTIONS)
     frame = pl.read_parquet("loop/decisions.parquet")
@@ -100,7 +114,7 @@ def test_rounds_log_what_they_did_and_how_likely_it_was(here: Path, capsys: pyte
 
 def test_in_the_mirror_nothing_is_gained_by_acting(here: Path) -> None:
     assert run(*LOOP, "world.mirror=true", "output=mirror") == 0
-    found = metrics("mirror")
+    found = metrics_of("mirror")
     for number in (1, 2):
         assert found[f"loop/round_{number}/policy"] == pytest.approx(found[f"loop/round_{number}/habit"])
         assert found[f"loop/round_{number}/oracle"] == pytest.approx(found[f"loop/round_{number}/habit"])

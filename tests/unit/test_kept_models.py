@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from constellation.policies.kept import class_of, from_numbers, needs_fit, to_nu
 from constellation.policies.outcomes import BoostedOutcome, OutcomeModel, RidgeOutcome
 from constellation.policies.policy import Policy, Situation
 from constellation.policies.propensities import KeptPropensities
+from constellation.policies.proportional import ProportionalOutcome
 from constellation.policies.softmax import Softmax
 from constellation.policies.trees import Trees
 
@@ -62,6 +65,29 @@ def test_reward_models_are_what_their_arrays_say(model: OutcomeModel) -> None:
     again = type(model).from_arrays(model.arrays())
     np.testing.assert_allclose(again.predict(features, described), model.predict(features, described), atol=1e-12)
     assert again.arrays().keys() == model.arrays().keys()
+
+
+@pytest.mark.parametrize(
+    "model", [RidgeOutcome(), BoostedOutcome(num_trees=5, effect_trees=5, min_samples_leaf=5), ProportionalOutcome()]
+)
+def test_a_feature_that_nobody_has_is_read_over(model: OutcomeModel) -> None:
+    """A column without any value, and one that is empty in the training rows alone, say nothing."""
+    rng = np.random.default_rng(0)
+    features, action = np.nan_to_num(table()), rng.integers(0, 3, 400)
+    reward = features[:, 0] * action + rng.normal(size=400)
+    described = np.full((3, 1), np.nan)
+    without = copy.deepcopy(model)
+    without.fit(np.delete(features, 2, axis=1), action, reward, np.zeros((3, 0)), 3)
+    features[:, 2] = np.nan
+    model.fit(features, action, reward, described if isinstance(model, BoostedOutcome) else np.zeros((3, 0)), 3)
+    there = features.copy()
+    there[:, 2] = 7.0
+    for asked in (features, there):
+        found = model.predict(asked, described if isinstance(model, BoostedOutcome) else np.zeros((3, 0)))
+        expected = without.predict(np.delete(asked, 2, axis=1), np.zeros((3, 0)))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    again = type(model).from_arrays(model.arrays())
+    np.testing.assert_allclose(again.predict(features, described), model.predict(features, described), atol=1e-9)
 
 
 def test_a_model_without_arrays_says_so() -> None:

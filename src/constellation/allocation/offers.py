@@ -82,7 +82,7 @@ def read_offers(
     kinds += [pl.col(ELIGIBLE).cast(pl.Boolean)] if ELIGIBLE in columns else []
     table = table.select(wanted)
 
-    ids, source_is_sorted = _customers(table, source)
+    ids, source_is_sorted = _customers(source)
     if len(ids) == 0:
         raise InputError("The predictions have no rows.")
     if ids.null_count():
@@ -120,7 +120,7 @@ def read_offers(
     return offers
 
 
-def _customers(table: pl.LazyFrame, source: Any) -> tuple[pl.Series, bool]:
+def _customers(source: Any) -> tuple[pl.Series, bool]:
     """The ids, one each, in order of appearance where the rows of each lie together, else ascending."""
     import polars as pl
 

@@ -6,8 +6,9 @@
     answers = bundle.predict(events, "2018-08-20", attributes, policy="pessimistic")   # customer_id x action
     answers.chosen()                                                                  # one row per customer
 
-Models are those of the cross-fit. A customer that the run has not seen is answered by all of them together; one whose
-fold is named, by those that have not seen her, with the numbers of ``evaluate``.
+Its models were refitted on the whole log and answer everybody, or are those of the cross-fit: then a customer that the
+run has not seen is answered by all of them together; one whose fold is named, by those that have not seen her, with the
+numbers of ``evaluate``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from constellation.journeys.action_descriptions import Likeness, likeness
 from constellation.journeys.decision_features import FeatureRecipe
 from constellation.journeys.decision_questions import Asked
 from constellation.journeys.decisions import DecisionRule
+from constellation.policies.cross_fit import EVERYBODY
 from constellation.policies.greedy import Greedy
-from constellation.policies.kept import EVERYBODY, from_numbers, needs_fit, to_numbers
+from constellation.policies.kept import from_numbers, needs_fit, to_numbers
 from constellation.policies.logged import LoggedPolicy
 from constellation.policies.pessimistic import Pessimistic
 from constellation.policies.policy import NONE, Policy, Situation, draw
@@ -54,7 +56,8 @@ UNFITTED: dict[str, type[Policy]] = {each.name: each for each in (Greedy, Logged
 @dataclass
 class EngagementBundle:
     """actions: in the order of all arrays. kinds: columns of the events and what they hold; empty where there were no
-    events. recipe: of the features. systems: by name, a part per fold; the first is the default. propensities: of the
+    events. recipe: of the features. systems: by name, one part of the fold ``EVERYBODY`` that learned from the whole
+    log, or a part per fold; the first system is the default. propensities: of the
     logging policy, None where the rule tells them. cost_A: mean cost of each action in training; rewards are net of it.
     chance_A: mean probability of each under the logging policy, where neither table nor rule nor fit tells more.
     noise: standard deviation of a reward. num_training: decisions learned from, by fold. channels: by action, as the
@@ -202,7 +205,8 @@ class EngagementBundle:
         """The same for open decisions of a store.
 
         fold_Q, group_Q: fold of each customer, and group of the fitted propensities, -1 for strangers; who has a fold
-        is answered by its models alone. policy: one, or one per fold (-1 for strangers).
+        is answered by its models alone, unless the models were refitted on the whole log. policy: one, or one per fold
+        (-1 for strangers).
         """
         further = dict(further or {})
         actions = (*self.actions, *further)
@@ -261,7 +265,7 @@ class EngagementBundle:
         system: str | None,
     ) -> Situation:
         """What a policy may read; actions beyond those of the training are the last."""
-        parts = [part for part in self._parts(system) if fold in (EVERYBODY, part.fold)]
+        parts = [part for part in self._parts(system) if self.refitted or fold in (EVERYBODY, part.fold)]
         members = [shrunk_members(part, store, asked, features_QX, logging_QA) for part in parts]
         gross_MQA = np.concatenate(members) + self.cost_A
         if like is not None:
@@ -280,7 +284,7 @@ class EngagementBundle:
             asked.eligible_QA,
             np.concatenate([logging_QA, unlogged_QN], axis=1),
             features_QX,
-            self.num_training[fold],
+            self.num_training[EVERYBODY if self.refitted else fold],
         )
 
     def _logging(self, asked: Asked, features_QX: np.ndarray, group_Q: np.ndarray) -> np.ndarray:
@@ -295,6 +299,11 @@ class EngagementBundle:
             chance_A = np.array([self.rule.chance_of(name) for name in self.actions])
         chance_QA = np.where(eligible_QA, chance_A, 0.0)
         return np.asarray(chance_QA / np.maximum(chance_QA.sum(axis=1, keepdims=True), 1e-300))
+
+    @property
+    def refitted(self) -> bool:
+        """Whether its models learned from the whole log, and so answer everybody alike."""
+        return all(part.fold == EVERYBODY for parts in self.systems.values() for part in parts)
 
     def _parts(self, system: str | None) -> tuple[FoldPart, ...]:
         name = next(iter(self.systems)) if system is None else system

@@ -12,6 +12,11 @@ from constellation.schema import CUSTOMER_ID, EVENT_TIME
 if TYPE_CHECKING:
     from constellation.bundle.engagement import EngagementBundle
 
+_EVALUATED = (
+    "- What acts here was refitted on all decisions of the run. What `evaluate` judges are the folds' models, each "
+    "fitted on a part of them and asked about customers it had not seen: close to these, not the same.\n"
+)
+
 
 def engagement_card(bundle: EngagementBundle) -> str:
     """Markdown: what it answers and reads, what it was trained on, and where it ends."""
@@ -49,7 +54,8 @@ def engagement_card(bundle: EngagementBundle) -> str:
     if attributes:
         sections.append(markdown_table(["attribute", "kind"], attributes))
     sections += ["## Trained on", markdown_table(["fact", ""], [[name, str(value)] for name, value in facts.items()])]
-    systems = ", ".join(f"{name} ({len(parts)} folds)" for name, parts in bundle.systems.items())
+    models = "refitted on the whole log" if bundle.refitted else "{num} folds together"
+    systems = ", ".join(f"{name} ({models.format(num=len(parts))})" for name, parts in bundle.systems.items())
     names = ", ".join(bundle.policies) or "none of those that learn from a log"
     sections += [
         "## Limits",
@@ -57,7 +63,9 @@ def engagement_card(bundle: EngagementBundle) -> str:
         "- Rewards are those within "
         f"{bundle.rule.reward_days:g} days. Whether acting so is better than what was done is for `constellation "
         "evaluate policy=...` to say, on the decisions of the run.\n"
-        "- A customer that the run knows is answered by models that saw her too, unless her fold is named.\n"
+        f"{_EVALUATED if bundle.refitted else ''}"
+        "- A customer that the run knows is answered by models that saw her too"
+        f"{'' if bundle.refitted else ', unless her fold is named'}.\n"
         "- An action that was never tried is told by its description alone: `lower` knows what that leaves open, as "
         "far as leaving out one known action at a time shows it.",
     ]

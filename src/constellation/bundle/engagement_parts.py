@@ -28,7 +28,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class FoldPart(Protocol):
-    """Members that have not seen the customers of ``fold``."""
+    """Members that have not seen the customers of ``fold``; of the fold ``EVERYBODY``, that learned from all."""
 
     fold: int
     shrinkage: EffectShrinkage

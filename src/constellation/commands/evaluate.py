@@ -128,6 +128,7 @@ def _windows_at(
     windows: Windows | LastEvents, cutoff: str | None, horizons_days: tuple[int, ...], store: Store
 ) -> Windows | LastEvents:
     """The windows of the data set with the test at ``cutoff``, asking the horizons that the bundle answers."""
+    from constellation.journeys.derived_windows import settle
     from constellation.journeys.store import MICROSECONDS_PER_DAY
     from constellation.journeys.windows import Windows, format_time, parse_cutoff
 
@@ -142,6 +143,8 @@ def _windows_at(
         windows.cutoffs(store)  # raises, and says what to do
     if horizons_days:
         windows = replace(windows, horizons_days=horizons_days)
+    windows = settle(windows, store)
+    assert isinstance(windows, Windows)
     if cutoff is not None:
         windows = replace(windows, test_cutoff=str(cutoff))
     zone = store.schema.timezone

@@ -11,10 +11,13 @@ import numpy as np
 
 from constellation.errors import InputError
 from constellation.policies.intervals import numbered
-from constellation.policies.outcomes import OutcomeModel
+from constellation.policies.outcomes import OutcomeModel, binnable
 
 TRAIN_ONLY, LEFT_OUT = -1, -2
 """Folds of rows that are learned from and never judged, and of rows that are neither."""
+
+EVERYBODY = -1
+"""In place of a fold: what is learned from the whole log, and who is answered by it."""
 
 NUM_GROUPS = 3
 """Of customers, for propensities: each is told by a model of the others."""
@@ -39,7 +42,8 @@ class Predictions:
 
 @dataclass(frozen=True)
 class FoldModels:
-    """What answers the customers of one fold: members fitted on the others, and the shrinkage of what they say."""
+    """What answers the customers of one fold: members fitted on the others, and the shrinkage of what they say. Of the
+    fold ``EVERYBODY``: members fitted on the whole log, who act."""
 
     fold: int
     members: tuple[OutcomeModel, ...]
@@ -68,6 +72,7 @@ def cross_fit(
     num_members: int = 2,
     num_inner: int = 2,
     clip_quantile: float = 1.0,
+    refit: bool = False,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     keep: Callable[[FoldModels], None] = lambda fitted: None,
@@ -77,22 +82,27 @@ def cross_fit(
     num_members: 1 fits the training rows once, as they are. clip_quantile: models are fitted on rewards cut at this
     quantile of the training rows and scaled back to their mean: a few great rewards would drown what actions add.
     Estimates never use the cut rewards. keep: is handed the models of each fold, which are forgotten otherwise.
+    refit: last of all, members are fitted on the whole log and handed to ``keep`` as the fold ``EVERYBODY``, with the
+    shrinkage that the folds' predictions for customers they had not seen deserve: for who acts, never for estimates.
     """
     num, num_actions = len(action_Q), len(action_AY)
     folds = [int(fold) for fold in np.unique(fold_Q) if fold >= 0]
     members_MQA = np.full((num_members, num, num_actions), np.nan)
     inner_KQA = np.full((len(folds), num, num_actions), np.nan)
     kept_K2 = np.ones((len(folds), 2))
+    apart_QA = np.zeros((num, num_actions)) if refit else None
     customers = numbered(customer_Q)
     num_customers = int(customers.max()) + 1
-    done, steps = 0, len(folds) * (num_members + num_inner)
+    done, steps = 0, len(folds) * (num_members + num_inner) + num_members * refit
 
-    def fitted(rows: np.ndarray, weight_Q: np.ndarray | None, part_seed: int) -> OutcomeModel:
+    def fitted(mask_Q: np.ndarray, weight_Q: np.ndarray | None, cut_Q: np.ndarray, part_seed: int) -> OutcomeModel:
         nonlocal done
         if progress is not None:
             progress(model.name, done, steps)
         done += 1
         part = copy.deepcopy(model)
+        # All rows are taken as they are: a copy of a great table costs as much memory as the table.
+        rows = slice(None) if mask_Q.all() else np.flatnonzero(mask_Q)
         weights = None if weight_Q is None else weight_Q[rows]
         more = {"logging_QA": logging_QA[rows]} if part.reads_propensities else {}
         part.fit(
@@ -100,6 +110,15 @@ def cross_fit(
             **more,
         )  # fmt: skip
         return part
+
+    def ensemble(learned_Q: np.ndarray, cut_Q: np.ndarray, rng: np.random.Generator) -> list[OutcomeModel]:
+        members = []
+        for member in range(num_members):
+            counts_C = np.bincount(rng.integers(0, num_customers, num_customers), minlength=num_customers)
+            weight_Q = counts_C[customers].astype(np.float64) if num_members > 1 else None
+            rows_Q = learned_Q if weight_Q is None else learned_Q & (weight_Q > 0)
+            members.append(fitted(rows_Q, weight_Q, cut_Q, seed + member))
+        return members
 
     for place, fold in enumerate(folds):
         judged, learned = fold_Q == fold, training_rows(fold_Q, fold)
@@ -109,22 +128,27 @@ def cross_fit(
         inner_C = rng.integers(0, num_inner, num_customers)
         for inner in range(num_inner):
             own = learned & (inner_C[customers] == inner)
-            part = fitted(np.flatnonzero(learned & ~own), None, seed)
+            part = fitted(learned & ~own, None, cut_Q, seed)
             inner_KQA[place, own] = part.predict(features_QX[own], action_AY)
         shrinkage = EffectShrinkage.learn(
             inner_KQA[place, learned], action_Q[learned], cut_Q[learned], logging_QA[learned]
         )
         kept_K2[place] = shrinkage.kept_size, shrinkage.kept
         inner_KQA[place, learned] = shrinkage(inner_KQA[place, learned], logging_QA[learned])
-        members = []
-        for member in range(num_members):
-            counts_C = np.bincount(rng.integers(0, num_customers, num_customers), minlength=num_customers)
-            weight_Q = counts_C[customers].astype(np.float64) if num_members > 1 else None
-            rows = learned if weight_Q is None else learned & (weight_Q > 0)
-            part = fitted(np.flatnonzero(rows), weight_Q, seed + member)
-            members_MQA[member, judged] = shrinkage(part.predict(features_QX[judged], action_AY), logging_QA[judged])
-            members.append(part)
+        members = ensemble(learned, cut_Q, rng)
+        for member, part in enumerate(members):
+            raw_QA = part.predict(features_QX[judged], action_AY)
+            members_MQA[member, judged] = shrinkage(raw_QA, logging_QA[judged])
+            if apart_QA is not None:
+                apart_QA[judged] += raw_QA / num_members
         keep(FoldModels(fold, tuple(members), shrinkage))
+    if apart_QA is not None:
+        everything, judged = np.ones(num, dtype=bool), fold_Q >= 0
+        cut_Q = cut_rewards(reward_Q, everything, clip_quantile)
+        shrinkage = EffectShrinkage.learn(apart_QA[judged], action_Q[judged], cut_Q[judged], logging_QA[judged])
+        del apart_QA
+        members = ensemble(everything, cut_Q, np.random.default_rng([seed, len(folds)]))
+        keep(FoldModels(EVERYBODY, tuple(members), shrinkage))
     return Predictions(members_MQA, inner_KQA, kept_K2)
 
 
@@ -260,7 +284,7 @@ def fitted_propensities(
         )
         if len(np.unique(action_Q[learned])) < 2:
             raise InputError("All decisions chose the same action: no propensity can be learned, and nothing compared.")
-        model.fit(features_QX[learned], action_Q[learned])
+        model.fit(binnable(features_QX[learned]), action_Q[learned])
         chance_QA[np.ix_(own, model.classes_)] = model.predict_proba(features_QX[own])
         keep(model)
     chance_QA = np.maximum(chance_QA, floor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from constellation.errors import InputError
@@ -13,6 +15,24 @@ MAX_STANDARD = 5.0
 LEAST_VARIANCE = 1e-4
 LEAST_ODDS = 0.01
 """Against the best action; below them none is taken. A softmax never quite lets go of what it has found to be worse."""
+
+
+CHUNK_ROWS = 131_072
+COARSE_ROWS, COARSER = 20_000, 8
+"""A first part of the rows is one in ``COARSER`` (or in its square, and so on), but no fewer than ``COARSE_ROWS``."""
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """design_QX: float32, what the policy reads; eligible_QA, logging_QA, scores_QA: as everywhere; aligned."""
+
+    design_QX: np.ndarray
+    eligible_QA: np.ndarray
+    logging_QA: np.ndarray
+    scores_QA: np.ndarray
+
+    def take(self, rows: np.ndarray | slice) -> _Ground:
+        return _Ground(*(array[rows] for array in vars(self).values()))
 
 
 class DoublyRobustLearned(Policy):
@@ -55,54 +75,80 @@ class DoublyRobustLearned(Policy):
         self.theta_XA: np.ndarray | None = None
 
     def fit(self, situation: Situation, scores_QA: np.ndarray, customer_Q: np.ndarray) -> None:
-        features_QX = situation.features_QX
-        # Features that vary, by coverage: an all-missing column says nothing.
-        spread_X = np.nan_to_num(np.nanstd(np.where(np.isfinite(features_QX), features_QX, np.nan), axis=0))
-        known_X = np.isfinite(features_QX).mean(axis=0)
-        self.kept_X = np.flatnonzero((spread_X > 0) & (known_X > 0.05))[: self.max_features]
-        kept = np.where(np.isfinite(features_QX[:, self.kept_X]), features_QX[:, self.kept_X], np.nan)
-        self.middle_X, self.spread_X = np.nanmean(kept, axis=0), np.nanstd(kept, axis=0)
-        design_QX = self._design(features_QX)
-        scores_QA = cut_corrections(scores_QA, situation.expected_QA, self.clip_quantile)
+        self._standardise(situation.features_QX)
+        ground = _Ground(
+            self._design(situation.features_QX, np.dtype(np.float32)),
+            situation.eligible_QA,
+            situation.logging_QA,
+            cut_corrections(scores_QA, situation.expected_QA, self.clip_quantile),
+        )
         ridge = self.ridges[0]
         if len(self.ridges) > 1:
             halves_Q = np.random.default_rng(self.seed).integers(0, 2, int(customer_Q.max()) + 1)[customer_Q] == 0
             value_RQ = np.zeros((len(self.ridges), len(scores_QA)))
             for half_Q in (halves_Q, ~halves_Q):
-                theta, other = None, situation.take(~half_Q)
+                theta, own, other = None, ground.take(half_Q), ground.take(~half_Q)
                 for place, tried in enumerate(self.ridges):  # from strong to weak, each from where the last one ended
-                    theta = self._learn(design_QX[half_Q], situation.take(half_Q), scores_QA[half_Q], tried, theta)
-                    target_QA = _policy(design_QX[~half_Q], theta, other.eligible_QA)
-                    value_RQ[place, ~half_Q] = (target_QA * scores_QA[~half_Q]).sum(axis=1)
+                    theta = self._learn(own, tried, theta)
+                    target_QA = _policy(other.design_QX, theta, other.eligible_QA)
+                    value_RQ[place, ~half_Q] = (target_QA * other.scores_QA).sum(axis=1)
             ridge = self.ridges[_strongest(value_RQ, customer_Q)]
         self.ridge = ridge
-        self.theta_XA = self._learn(design_QX, situation, scores_QA, ridge)
+        self.theta_XA = self._learn(ground, ridge)
 
     def probabilities(self, situation: Situation) -> np.ndarray:
         assert self.theta_XA is not None, "fit first"
-        return _policy(self._design(situation.features_QX), self.theta_XA, situation.eligible_QA)
+        target_QA = np.empty(situation.expected_QA.shape)
+        for start in range(0, len(target_QA), CHUNK_ROWS):  # the design of millions of rows would fill the memory
+            rows = slice(start, start + CHUNK_ROWS)
+            design_QX = self._design(situation.features_QX[rows], np.dtype(np.float64))
+            target_QA[rows] = _policy(design_QX, self.theta_XA, situation.eligible_QA[rows])
+        return target_QA
 
-    def _design(self, features_QX: np.ndarray) -> np.ndarray:
-        scaled_QX = (features_QX[:, self.kept_X] - self.middle_X) / self.spread_X
-        scaled_QX = np.clip(np.where(np.isfinite(scaled_QX), scaled_QX, 0.0), -MAX_STANDARD, MAX_STANDARD)
-        return np.concatenate([np.ones((len(scaled_QX), 1)), scaled_QX], axis=1)
+    def _standardise(self, features_QX: np.ndarray) -> None:
+        """Features that vary, by coverage: an all-missing column says nothing."""
+        kept: list[int] = []
+        middle: list[float] = []
+        spread: list[float] = []
+        for place, column_Q in enumerate(features_QX.T):
+            seen_Q = column_Q[np.isfinite(column_Q)]
+            if len(seen_Q) > 0.05 * len(column_Q) and seen_Q.std() > 0 and len(kept) < self.max_features:
+                kept.append(place)
+                middle.append(float(seen_Q.mean()))
+                spread.append(float(seen_Q.std()))
+        self.kept_X = np.array(kept, dtype=np.int64)
+        self.middle_X, self.spread_X = np.array(middle, dtype=np.float64), np.array(spread, dtype=np.float64)
 
-    def _learn(
-        self,
-        design_QX: np.ndarray,
-        situation: Situation,
-        scores_QA: np.ndarray,
-        ridge: float,
-        start_XA: np.ndarray | None = None,
-    ) -> np.ndarray:
+    def _design(self, features_QX: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        design_QX = np.ones((len(features_QX), 1 + len(self.kept_X)), dtype=dtype)
+        for place, (kept, middle, spread) in enumerate(zip(self.kept_X, self.middle_X, self.spread_X, strict=True)):
+            scaled_Q = (features_QX[:, kept] - middle) / spread
+            scaled_Q = np.where(np.isfinite(scaled_Q), scaled_Q, 0.0)
+            design_QX[:, 1 + place] = np.clip(scaled_Q, -MAX_STANDARD, MAX_STANDARD)
+        return design_QX
+
+    def _learn(self, ground: _Ground, ridge: float, start_XA: np.ndarray | None = None) -> np.ndarray:
+        """Of many rows a few first, evenly taken: from where those end, few passes over all rows are left."""
+        scores_QA = ground.scores_QA
+        unit = max(float(scores_QA.mean(axis=0).std()), float(scores_QA.std()) / np.sqrt(len(scores_QA)), 1e-12)
+        shape = (ground.design_QX.shape[1], scores_QA.shape[1])
+        theta_XA = np.zeros(shape) if start_XA is None else start_XA
+        steps = [1]
+        while len(scores_QA) // (steps[0] * COARSER) >= COARSE_ROWS:
+            steps.insert(0, steps[0] * COARSER)
+        for step in steps:
+            theta_XA = self._descend(ground.take(slice(None, None, step)), ridge, theta_XA, unit, len(scores_QA))
+        return theta_XA
+
+    def _descend(self, ground: _Ground, ridge: float, start_XA: np.ndarray, unit: float, num: int) -> np.ndarray:
+        """num: decisions that the value is an average of, who may be more than those here."""
         import torch
 
-        unit = max(float(scores_QA.mean(axis=0).std()), float(scores_QA.std()) / np.sqrt(len(scores_QA)), 1e-12)
+        scores_QA = ground.scores_QA
         centred = (scores_QA - scores_QA.mean(axis=1, keepdims=True)) / unit
-        design, gain = torch.from_numpy(design_QX).float(), torch.from_numpy(centred).float()
-        closed = torch.from_numpy(~situation.eligible_QA)
-        logged = torch.from_numpy(situation.logging_QA).float().clamp(min=1e-6).log()
-        start_XA = np.zeros((design.shape[1], gain.shape[1])) if start_XA is None else start_XA
+        design, gain = torch.from_numpy(np.ascontiguousarray(ground.design_QX)), torch.from_numpy(centred).float()
+        closed = torch.from_numpy(~ground.eligible_QA)
+        logged = torch.from_numpy(ground.logging_QA).float().clamp(min=1e-6).log() if self.logging > 0 else None
         theta = torch.from_numpy(start_XA).float().requires_grad_()
         # In units of what the actions differ by, so a millionth is nothing; the default goes on for all its steps.
         optimizer = torch.optim.LBFGS(
@@ -118,8 +164,8 @@ class DoublyRobustLearned(Policy):
             loss = -value.mean() + ridge * theta[1:].square().sum()
             # At the start all actions are as likely and every value is 0: the root needs a slope there.
             spread = (value - value.mean()).square().mean() + LEAST_VARIANCE
-            loss = loss + self.variance * (spread / len(value)).sqrt()
-            if self.logging > 0:
+            loss = loss + self.variance * (spread / num).sqrt()
+            if logged is not None:
                 divergence = torch.where(pi > 0, pi * (log_pi.clamp(min=-60.0) - logged), torch.zeros_like(pi))
                 loss = loss + self.logging * divergence.sum(dim=1).mean()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from constellation.policies import estimators
 from constellation.policies.best_constant import BestConstant
 from constellation.policies.cross_fit import Predictions, training_rows
 from constellation.policies.diagnostics import Diagnosis, diagnose
-from constellation.policies.intervals import Interval, bootstrap, difference, student
+from constellation.policies.intervals import Interval, bootstrap, difference, miss_chances, skewness, student
 from constellation.policies.log import Log
 from constellation.policies.logged import LoggedPolicy
 from constellation.policies.policy import Policy, Situation, abstention
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOGGED, CONSTANT = "logged", "best_constant"
+NOMINAL_MISS = 0.025
+"""On either side of a 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One policy on the judged rows. target_QA: its probabilities there."""
+    """One policy on the judged rows. target_QA: its probabilities there. skewness: of ``value_dr``."""
 
     name: str
     target_QA: np.ndarray
@@ -35,6 +37,7 @@ class Evaluated:
     value_snips: Interval
     others: dict[str, float]
     diagnosis: Diagnosis
+    skewness: float
     abstention: float
     over_logging: Verdict
     over_constant: Verdict
@@ -43,6 +46,11 @@ class Evaluated:
     def answer(self) -> int:
         """1 better than both references, -1 worse than either, else 0."""
         return joint([self.over_logging, self.over_constant])
+
+    @property
+    def misses(self) -> tuple[float, float]:
+        """Estimated chances that the true value lies below and above the 95 % interval; .025 each if all is well."""
+        return miss_chances(self.skewness, NOMINAL_MISS)
 
     def numbers(self) -> dict[str, float]:
         """By the names of ``metrics.json``, below ``policy/<name>/``."""
@@ -54,6 +62,9 @@ class Evaluated:
             "value_snips_low": self.value_snips.low,
             "value_snips_high": self.value_snips.high,
             **self.others,
+            "value_dr_skewness": self.skewness,
+            "value_dr_miss_below": self.misses[0],
+            "value_dr_miss_above": self.misses[1],
             "effective_sample_size": self.diagnosis.effective_sample_size,
             "effective_sample_share": self.diagnosis.effective_sample_share,
             "mean_weight": self.diagnosis.mean_weight,
@@ -63,6 +74,8 @@ class Evaluated:
             "gain_over_logging": self.over_logging.gain,
             "gain_over_logging_low": self.over_logging.low,
             "gain_over_logging_high": self.over_logging.high,
+            "wrong_claim_over_logging": self.over_logging.wrong,
+            "wrong_claim_over_best_constant": self.over_constant.wrong,
             "gain_over_best_constant": self.over_constant.gain,
             "gain_over_best_constant_low": self.over_constant.low,
             "gain_over_best_constant_high": self.over_constant.high,
@@ -153,14 +166,18 @@ def evaluate_policies(
         progress(name)
         targets[name] = experiment.target(policy)
     references = {name: experiment.doubly_robust(targets[name]) for name in (LOGGED, CONSTANT)}
+    diagnoses = {name: diagnose(log, target_QA) for name, target_QA in targets.items()}
     paid = max(1, len(everyone) - 2) if num_candidates is None else num_candidates
     evaluated = {}
     for name, target_QA in targets.items():
-        terms, diagnosis = experiment.doubly_robust(target_QA), diagnose(log, target_QA)
+        terms, diagnosis = experiment.doubly_robust(target_QA), diagnoses[name]
         over = {
-            against: judge(terms, reference, log.customer_Q, diagnosis, against=against, num_candidates=paid)
+            against: judge(
+                terms, reference, log.customer_Q, diagnosis, against=against, reference_diagnosis=diagnoses[against],
+                num_candidates=paid,
+            )
             for against, reference in references.items()
-        }
+        }  # fmt: skip
         snips = estimators.snips(log, target_QA)
         shrunk, shrinkage = estimators.tuned(
             lambda value, target_QA=target_QA: estimators.shrunk_doubly_robust(  # type: ignore[misc]
@@ -181,6 +198,7 @@ def evaluate_policies(
             value_snips=bootstrap(snips, log.customer_Q, num_resamples=num_resamples, seed=seed),
             others=others,
             diagnosis=diagnosis,
+            skewness=skewness(terms, log.customer_Q),
             abstention=abstention(target_QA, log.actions),
             over_logging=over[LOGGED],
             over_constant=over[CONSTANT],

@@ -11,12 +11,10 @@ import numpy as np
 
 from constellation.errors import InputError
 from constellation.policies import estimators
-from constellation.policies.cross_fit import training_rows
+from constellation.policies.cross_fit import EVERYBODY, training_rows
 from constellation.policies.evaluation import Experiment
 from constellation.policies.policy import Policy
 
-EVERYBODY = -1
-"""In place of a fold: customers that the run has not seen."""
 OWN_ROOM = "constellation.policies."
 
 Kind = TypeVar("Kind")
@@ -38,7 +36,7 @@ def fitted_policies(experiment: Experiment, policy: Policy) -> dict[int, Policy]
 
 
 def fitted_on_all(experiment: Experiment, policy: Policy) -> Policy:
-    """The one for customers that the run has not seen; the policy itself where there is nothing to learn."""
+    """The one for everybody whom no fold answers; the policy itself where there is nothing to learn."""
     if not needs_fit(policy):
         return policy
     return _fit(experiment, policy, experiment.judged, experiment.model_QA)

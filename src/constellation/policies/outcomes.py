@@ -14,6 +14,13 @@ from constellation.policies.trees import Trees
 MAX_STANDARD = 5.0
 
 
+def binnable(features_QX: np.ndarray) -> np.ndarray:
+    """The same, with 0 in columns without any value: the boosting library cannot bin them, and never splits on a
+    constant."""
+    empty_X = np.isnan(features_QX).all(axis=0)
+    return np.where(empty_X, 0.0, features_QX) if empty_X.any() else features_QX
+
+
 class OutcomeModel(ABC):
     """``fit`` on logged decisions, then ``predict`` the reward of every action, [Q, A].
 
@@ -109,7 +116,7 @@ class BoostedOutcome(OutcomeModel):
         weight_Q = np.ones(len(reward_Q)) if weight_Q is None else weight_Q
         with threadpool_limits(self.num_threads, user_api="openmp"):
             self.base = boosting(max_iter=self.num_trees, random_state=seed, **settings)
-            self.base.fit(features_QX, reward_Q, sample_weight=weight_Q)
+            self.base.fit(binnable(features_QX), reward_Q, sample_weight=weight_Q)
             left_Q = reward_Q - self.base.predict(features_QX)
             # What an action adds on average goes in as a feature: trees then part the actions by it at once.
             mass_A = np.bincount(action_Q, weights=weight_Q, minlength=num_actions)
@@ -117,7 +124,7 @@ class BoostedOutcome(OutcomeModel):
             self.described_AY = np.column_stack([np.where(mass_A > 0, mean_A, np.nan), action_AY])
             design = np.concatenate([features_QX, self.described_AY[action_Q]], axis=1)
             self.effect = boosting(max_iter=self.effect_trees, random_state=seed, **settings)
-            self.effect.fit(design, left_Q, sample_weight=weight_Q)
+            self.effect.fit(binnable(design), left_Q, sample_weight=weight_Q)
 
     def predict(self, features_QX: np.ndarray, action_AY: np.ndarray) -> np.ndarray:
         num_new = len(action_AY) - len(self.described_AY)

@@ -21,6 +21,7 @@ from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import ask
 from constellation.model import JourneyModel
 from constellation.policies.cross_fit import (
+    EVERYBODY,
     EffectShrinkage,
     Predictions,
     check_actions,
@@ -39,7 +40,7 @@ OBJECTIVE = "engagement"
 @dataclass(frozen=True)
 class FoldSequence:
     """What answers the customers of one fold: a model of the others, how it is built, and the shrinkage of what it
-    says."""
+    says. The fold ``EVERYBODY``: a model of the whole log."""
 
     fold: int
     model: JourneyModel
@@ -60,6 +61,7 @@ def cross_fit_sequences(
     *,
     inner: Predictions,
     clip_quantile: float,
+    refit: bool = False,
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
@@ -69,7 +71,8 @@ def cross_fit_sequences(
 
     inner: predictions for the training rows of each fold, by a cheap model: what policies are learned from. The epoch
     of each fold is chosen on validation customers among its training customers. options.accelerator: auto, cpu or gpu.
-    keep: is handed the model of each fold, which is forgotten otherwise.
+    keep: is handed the model of each fold, which is forgotten otherwise. refit: last of all, a model is fitted on the
+    whole log, for as many epochs as the folds chose (their median), and handed to ``keep`` as the fold ``EVERYBODY``.
     """
     folds = [int(fold) for fold in np.unique(fold_Q) if fold >= 0]
     device = _device(options)
@@ -79,18 +82,27 @@ def cross_fit_sequences(
     num_members = int(settings.get("num_members", 4))
     members_MQA = np.full((num_members, *log.logging_QA.shape), np.nan)
     kept_K2 = np.ones((len(folds), 2))
-    done, steps = 0, len(folds) * options.max_epochs
-    for place, fold in enumerate(folds):
-        judged, learned = fold_Q == fold, training_rows(fold_Q, fold)
-        check_actions(log.action_Q, judged, learned, len(log.actions))
-        cut_Q = cut_rewards(log.reward_Q, learned, clip_quantile)
-        rng = np.random.default_rng([seed, fold])
-        held_C = rng.random(store.num_customers) < VALIDATION_SHARE
-        weight_CM = rng.poisson(1.0, (store.num_customers, num_members))
-        val = learned & held_C[log.customer_Q]
-        fitted = learned & ~val
+    apart_QA = np.zeros(log.logging_QA.shape) if refit else None
+    chosen_epochs: list[int] = []
+    done, steps = 0, (len(folds) + refit) * options.max_epochs
+
+    def batches(rows: np.ndarray, gatherer: Gatherer, cut_Q: np.ndarray, weight_CM: np.ndarray) -> DecisionBatches:
+        at = np.flatnonzero(rows)
+        return DecisionBatches(
+            gatherer,
+            decisions.journey_Q[at],
+            decisions.time_Q[at],
+            decisions.last_event_Q[at],
+            log.action_Q[at],
+            cut_Q[at],
+            weight_CM[log.customer_Q[at]],
+            max_tokens=options.max_tokens,
+            max_journeys=options.journeys_of_a_batch(len(np.unique(log.customer_Q[at]))),
+            seed=seed,
+        )
+
+    def built(fitted: np.ndarray, cut_Q: np.ndarray) -> tuple[JourneyModel, Vocabulary, dict[str, Any]]:
         vocabulary = _vocabulary(store, decisions, fitted, options)
-        gatherer = Gatherer(store, vocabulary, options.max_events)
         told = settings | {
             "num_actions": len(log.actions),
             "action_features": action_AY.tolist(),
@@ -100,50 +112,67 @@ def cross_fit_sequences(
         torch.manual_seed(seed)
         config = {**model_config, "objective": {OBJECTIVE: told}}
         model = build_model(config, vocabulary, vocabulary.horizons_days, trusted=targets(config)).to(device)
+        return model, vocabulary, config
 
-        def batches(rows: np.ndarray, gatherer: Gatherer = gatherer, cut_Q: np.ndarray = cut_Q) -> DecisionBatches:
-            at = np.flatnonzero(rows)
-            return DecisionBatches(
-                gatherer,
-                decisions.journey_Q[at],
-                decisions.time_Q[at],
-                decisions.last_event_Q[at],
-                log.action_Q[at],
-                cut_Q[at],
-                weight_CM[log.customer_Q[at]],  # noqa: B023  used within this turn of the loop
-                max_tokens=options.max_tokens,
-                max_journeys=options.journeys_of_a_batch(len(np.unique(log.customer_Q[at]))),
-                seed=seed,
-            )
-
-        def told_of(epoch: int, row: dict[str, float], fold: int = fold) -> None:
+    def told_of(fold: int) -> Callable[[int, dict[str, float]], None]:
+        def say(epoch: int, row: dict[str, float]) -> None:
             nonlocal done
             done += 1
             if progress is not None:
                 progress("model", done, steps)
             report({"fold": fold, "epoch": epoch} | row)
 
-        best = _fit(model, batches(fitted), batches(val), optimizer, options, device, told_of)
-        val_QAM = answer_decisions(best, batches(val), device)
+        return say
+
+    for place, fold in enumerate(folds):
+        judged, learned = fold_Q == fold, training_rows(fold_Q, fold)
+        check_actions(log.action_Q, judged, learned, len(log.actions))
+        cut_Q = cut_rewards(log.reward_Q, learned, clip_quantile)
+        rng = np.random.default_rng([seed, fold])
+        held_C = rng.random(store.num_customers) < VALIDATION_SHARE
+        weight_CM = rng.poisson(1.0, (store.num_customers, num_members))
+        val = learned & held_C[log.customer_Q]
+        fitted = learned & ~val
+        model, vocabulary, config = built(fitted, cut_Q)
+        gatherer = Gatherer(store, vocabulary, options.max_events)
+        parts = {name: batches(rows, gatherer, cut_Q, weight_CM) for name, rows in (("fitted", fitted), ("val", val))}
+        best, epoch = _fit(model, parts["fitted"], parts["val"], optimizer, options, device, told_of(fold))
+        chosen_epochs.append(epoch)
+        val_QAM = answer_decisions(best, parts["val"], device)
         shrinkage = EffectShrinkage.learn(val_QAM.mean(axis=2), log.action_Q[val], cut_Q[val], log.logging_QA[val])
         kept_K2[place] = shrinkage.kept_size, shrinkage.kept
-        found_QAM = answer_decisions(best, batches(judged), device)
+        found_QAM = answer_decisions(best, batches(judged, gatherer, cut_Q, weight_CM), device)
         for member in range(num_members):
             members_MQA[member, judged] = shrinkage(found_QAM[:, :, member], log.logging_QA[judged])
+        if apart_QA is not None:
+            apart_QA[judged] = found_QAM.mean(axis=2)
         keep(FoldSequence(fold, best, vocabulary, config, shrinkage))
+    if apart_QA is not None:
+        everything, judged = np.ones(len(log), dtype=bool), fold_Q >= 0
+        cut_Q = cut_rewards(log.reward_Q, everything, clip_quantile)
+        shrinkage = EffectShrinkage.learn(apart_QA[judged], log.action_Q[judged], cut_Q[judged], log.logging_QA[judged])
+        weight_CM = np.random.default_rng([seed, len(folds)]).poisson(1.0, (store.num_customers, num_members))
+        model, vocabulary, config = built(everything, cut_Q)
+        whole = batches(everything, Gatherer(store, vocabulary, options.max_events), cut_Q, weight_CM)
+        num_epochs = max(1, round(float(np.median(chosen_epochs))) + 1)
+        best, _ = _fit(model, whole, None, optimizer, options, device, told_of(EVERYBODY), num_epochs=num_epochs)
+        keep(FoldSequence(EVERYBODY, best, vocabulary, config, shrinkage))
     return Predictions(members_MQA, inner.inner_KQA, kept_K2)
 
 
 def _fit(
     model: JourneyModel,
     train: DecisionBatches,
-    val: DecisionBatches,
+    val: DecisionBatches | None,
     optimizer: OptimizerFactory,
     options: TrainingOptions,
     device: torch.device,
     report: Callable[[int, dict[str, float]], None],
-) -> JourneyModel:
-    """Trains in place; returns the averaged weights of the epoch that predicts the validation customers best."""
+    *,
+    num_epochs: int | None = None,
+) -> tuple[JourneyModel, int]:
+    """Trains in place; returns the averaged weights of the epoch that predicts the validation customers best, and that
+    epoch. Without ``val``: of the last of ``num_epochs``, on the schedule of a training that might have gone on."""
     steps = optimizer(parameter for parameter in model.parameters() if parameter.requires_grad)
     total = options.max_epochs * max(len(train), 1)
     warmup = max(1, round(options.warmup_share * total))
@@ -157,7 +186,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(steps, rate)
     averaged = copy.deepcopy(model).requires_grad_(False)
     best, best_loss, best_epoch, step = copy.deepcopy(averaged), float("inf"), -1, 0
-    for epoch in range(options.max_epochs):
+    for epoch in range(options.max_epochs if num_epochs is None else num_epochs):
         train.epoch = epoch
         model.train()
         for batch in train:
@@ -172,13 +201,17 @@ def _fit(
             decay = min(options.averaging, (1 + step) / (10 + step)) if options.averaging else 0.0
             with torch.no_grad():
                 torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - decay)
+        if val is None:
+            report(epoch, {})
+            best, best_epoch = averaged, epoch
+            continue
         score = _mean_loss(averaged, val, device)
         report(epoch, {"val/loss": score})
         if score < best_loss:
             best, best_loss, best_epoch = copy.deepcopy(averaged), score, epoch
         elif epoch - best_epoch >= options.patience:
             break
-    return best
+    return best, best_epoch
 
 
 def _mean_loss(model: JourneyModel, batches: DecisionBatches, device: torch.device) -> float:

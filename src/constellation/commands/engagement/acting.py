@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constellation.errors import InputError
-from constellation.policies.cross_fit import EffectShrinkage
+from constellation.policies.cross_fit import EVERYBODY, EffectShrinkage
 from constellation.policies.outcomes import OutcomeModel
 from constellation.policies.policy import Policy, Situation
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HABIT, ORACLE = "logged", "oracle"
 STANDARD = 1.96
+DEPLOYED_BEFORE = "the folds' models together"
+"""Of runs that do not say."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class TrueValueOptions:
 class Advisor:
     """Reward models that were fitted on logs, ready to tell a policy about customers they have not seen.
 
-    actions: in the order of the models, a rearrangement of the world's. parts: members of each fold, what they were
-    fitted with [A, Y], and their shrinkage. noise, num_training: as in ``Situation``.
+    actions: in the order of the models, a rearrangement of the world's. parts: members, of each fold or refitted on the
+    whole log, what they were fitted with [A, Y], and their shrinkage. noise, num_training: as in ``Situation``.
     """
 
     actions: tuple[str, ...]
@@ -172,7 +174,7 @@ def true_values_of_run(
     *,
     system: str | None = None,
 ) -> TrueValues:
-    """Of policies on the models of a run that read the context of the world's decisions and nothing else.
+    """Of policies on the deployed models of a run that read the context of the world's decisions and nothing else.
 
     A policy that learns does so from all judged decisions by their cross-fitted predictions, as in a bundle.
     """
@@ -196,12 +198,13 @@ def true_values_of_run(
     bundle = EngagementBundle.load(locate(trained))
     experiment = saved.experiment(system)
     name = system or next(iter(saved.systems))
-    folds = [part for part in bundle.systems[name] if isinstance(part, OutcomeFold)]
+    parts = [part for part in bundle.systems[name] if isinstance(part, OutcomeFold)]
+    print(f"In the world acts: {name}, {bundle.trained_on.get('deployed', DEPLOYED_BEFORE)}")
     advisor = Advisor(
         bundle.actions,
-        tuple((part.members, part.action_AY, part.shrinkage) for part in folds),
+        tuple((part.members, part.action_AY, part.shrinkage) for part in parts),
         bundle.noise,
-        len(experiment.judged),
+        bundle.num_training[EVERYBODY],
     )
     everyone: dict[str, Policy] = {CONSTANT: BestConstant()} | dict(policies)
     chosen = {

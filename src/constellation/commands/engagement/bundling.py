@@ -12,8 +12,7 @@ from constellation.bundle.engagement_parts import FoldPart, OutcomeFold, Sequenc
 from constellation.bundle.engagement_reading import UNTIL
 from constellation.commands.engagement.decided import Decided
 from constellation.errors import InputError
-from constellation.policies.cross_fit import LEFT_OUT, FoldModels, training_rows
-from constellation.policies.kept import EVERYBODY
+from constellation.policies.cross_fit import EVERYBODY, LEFT_OUT, FoldModels, training_rows
 from constellation.policies.propensities import KeptPropensities
 from constellation.schema import ACTION, CHANNEL
 
@@ -33,12 +32,14 @@ def bundle_of(
     metrics: Mapping[str, float],
     seed: int,
 ) -> EngagementBundle | None:
-    """The bundle of a run; a system whose models cannot be written as arrays is left out, and said to be. None where
+    """The bundle of a run, of the models in ``kept``: those refitted on the whole log where there are some, else those
+    of the folds. A system whose models cannot be written as arrays is left out, and said to be. None where
     nothing is left."""
     assert data.decisions is not None
     systems = {}
     for name, fitted in kept.items():
-        parts = tuple(_part(found, ground, max_events) for found in fitted)
+        whole = [found for found in fitted if found.fold == EVERYBODY]
+        parts = tuple(_part(found, ground, max_events) for found in whole or fitted)
         try:
             for part in parts:
                 part.to_parts()
@@ -49,7 +50,7 @@ def bundle_of(
     if not systems:
         return None
     folds = [int(fold) for fold in np.unique(ground.fold_Q) if fold >= 0]
-    log = ground.log
+    log, refitted = ground.log, any(part.fold == EVERYBODY for part in next(iter(systems.values())))
     return EngagementBundle(
         schema=store.schema,
         rule=data.decisions,
@@ -65,13 +66,14 @@ def bundle_of(
         channels=_channels(store, log.actions),
         noise=float(log.reward_Q[ground.fold_Q != LEFT_OUT].std()),
         num_training={fold: int(training_rows(ground.fold_Q, fold).sum()) for fold in folds}
-        | {EVERYBODY: int((ground.fold_Q >= 0).sum())},
+        | {EVERYBODY: len(log) if refitted else int((ground.fold_Q >= 0).sum())},
         trained_on={
             "data": data.name,
             "fingerprint": store.manifest.content,
             "propensities": ground.propensities,
             "reward_days": data.decisions.reward_days,
             "num_decisions": len(log),
+            "deployed": "models refitted on the whole log" if refitted else "the folds' models together",
             UNTIL: int(ground.decisions.time_Q.max()),
             "seed": seed,
         },

@@ -14,7 +14,7 @@ from constellation.bundle.engagement import EngagementBundle
 from constellation.bundle.engagement_answers import Answers
 from constellation.errors import InputError
 from constellation.journeys.decision_questions import ask_decisions, decisions_table
-from constellation.policies.kept import EVERYBODY, fitted_policies
+from constellation.policies.kept import fitted_on_all
 from constellation.policies.policy import Policy
 from constellation.policies.saved import Saved, has_decisions
 from constellation.schema import CUSTOMER_ID
@@ -49,7 +49,7 @@ def export_engagement(
         if not has_decisions(trained):
             raise InputError(f"{trained} holds no decisions to fit policies on: export the run itself, not its bundle.")
         experiment = Saved.load(trained).experiment(next(iter(bundle.systems)))
-        bundle.policies = {name: fitted_policies(experiment, each)[EVERYBODY] for name, each in policy.items()}
+        bundle.policies = {name: fitted_on_all(experiment, each) for name, each in policy.items()}
     written = bundle.save(Path(to) if to is not None else run.folder / "bundle")
     metrics = {"export/num_policies": float(len(bundle.policies))}
     if data is None:

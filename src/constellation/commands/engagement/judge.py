@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constellation.commands.engagement.options import REFIT
 from constellation.commands.engagement.seeds import over_seeds
-from constellation.policies.evaluation import CONSTANT, LOGGED, Evaluated, Experiment, evaluate_policies, table
+from constellation.policies.evaluation import (
+    CONSTANT,
+    LOGGED,
+    NOMINAL_MISS,
+    Evaluated,
+    Experiment,
+    evaluate_policies,
+    table,
+)
 from constellation.policies.intervals import numbered
 from constellation.policies.saved import Saved, load_seeds
+from constellation.policies.verdict import MAX_EXCESS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +63,11 @@ def judge_policies(
                 f"propensities {saved.facts['propensities']}; a claim may be wrong with 5 chances in 100, shared by "
                 f"{max(1, len(policy.keys() - {LOGGED, CONSTANT}))} policies"
             )
+            if saved.facts.get("deploy") == REFIT:
+                print(
+                    "  judged: the folds' models, each for customers it has not seen; what acts, scores and plans is "
+                    "refitted on the whole log, so close to it, not the same"
+                )
         if len(saved_of) > 1:
             print(f"seed {saved.facts['seed']}")
         evaluated = evaluate_policies(experiment, policy, num_resamples=num_resamples)
@@ -128,6 +143,14 @@ def _print(evaluated: Mapping[str, Evaluated]) -> None:
             f"{each.value_snips.value:>7.4g}  {each.diagnosis.effective_sample_size:>9,.0f}  {each.abstention:>5.1%}  "
             f"{each.over_logging.word} / {each.over_constant.word}"
         )
+    for name, each in evaluated.items():
+        worst = max(each.misses)
+        if worst > MAX_EXCESS * NOMINAL_MISS:
+            side = "above" if each.misses[1] == worst else "below"
+            print(
+                f"  {name}: few great rewards carry this value; the truth lies {side} the interval in about "
+                f"{worst:.0%} of such logs, not {NOMINAL_MISS:.1%}"
+            )
     for name, each in evaluated.items():
         if name not in (LOGGED, CONSTANT):
             over = each.over_constant

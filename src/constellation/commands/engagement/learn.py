@@ -10,10 +10,10 @@ import numpy as np
 
 from constellation.commands.engagement.bundling import bundle_of
 from constellation.commands.engagement.decided import FITTED, Decided, decided
-from constellation.commands.engagement.options import EngagementOptions
+from constellation.commands.engagement.options import FOLDS, REFIT, EngagementOptions
 from constellation.commands.engagement.seeds import over_seeds
 from constellation.errors import InputError
-from constellation.policies.cross_fit import FoldModels, Predictions, cross_fit
+from constellation.policies.cross_fit import EVERYBODY, FoldModels, Predictions, cross_fit
 from constellation.policies.saved import Saved, seed_folder
 
 if TYPE_CHECKING:
@@ -67,8 +67,14 @@ def learn(
         if len(seeds) > 1:
             print(f"seed {seed}")
         kept: dict[str, list[FoldModels | FoldSequence]] = {}
-        systems, metrics = _fitted(store, ground, model_config, outcome, optimizer, training, options, seed, kept)
-        _saved(data, store, ground, systems, seed).save(run.folder if place == 0 else seed_folder(run.folder, seed))
+        # Only the first seed's models act, so only they are fitted once more on the whole log.
+        deploy = options.deploy if place == 0 else None
+        systems, metrics = _fitted(
+            store, ground, model_config, outcome, optimizer, training, options, seed, deploy, kept
+        )
+        saved = _saved(data, store, ground, systems, seed, options.deploy)
+        saved.save(run.folder if place == 0 else seed_folder(run.folder, seed))
+        del saved
         facts = {"engagement/num_decisions": len(ground.log), "engagement/num_immature": ground.num_immature}
         of_seeds.append(metrics | facts)
         if place == 0:
@@ -94,12 +100,23 @@ def _fitted(
     training: TrainingOptions,
     options: EngagementOptions,
     seed: int,
+    deploy: str | None,
     kept: dict[str, list[FoldModels | FoldSequence]],
 ) -> tuple[dict[str, Predictions], dict[str, float]]:
-    """Predictions by system, the sequence model first, and how good they are; fitted models are put into ``kept``."""
+    """Predictions by system, the sequence model first, and how good they are; models that act are put into ``kept``."""
     systems: dict[str, Predictions] = {}
     metrics: dict[str, float] = {}
     with_sequences = options.sequence_model and store.num_events > 0
+
+    def keep(name: str) -> Callable[[FoldModels | FoldSequence], None]:
+        of_name = kept.setdefault(name, [])
+
+        def of_those_who_act(found: FoldModels | FoldSequence) -> None:
+            if deploy == FOLDS or found.fold == EVERYBODY:
+                of_name.append(found)
+
+        return of_those_who_act
+
     if with_sequences:
         kept[MODEL] = []
     for name, model in outcome.items():
@@ -116,14 +133,17 @@ def _fitted(
             num_members=options.num_members,
             num_inner=options.num_inner,
             clip_quantile=options.clip_quantile,
+            refit=deploy == REFIT,
             seed=seed,
             progress=_progress(),
-            keep=kept.setdefault(name, []).append,
+            keep=keep(name),
         )
         metrics[f"outcome/{name}/seconds"] = time.perf_counter() - start
     if with_sequences:
         start = time.perf_counter()
-        found = _sequences(store, ground, model_config, optimizer, training, options, systems, seed, kept[MODEL].append)
+        found = _sequences(
+            store, ground, model_config, optimizer, training, options, systems, seed, deploy == REFIT, keep(MODEL)
+        )
         systems = {MODEL: found, **systems}
         metrics[f"outcome/{MODEL}/seconds"] = time.perf_counter() - start
     for name, predictions in systems.items():
@@ -136,7 +156,9 @@ def _fitted(
     return systems, metrics
 
 
-def _saved(data: DataSet, store: Store, ground: Decided, systems: dict[str, Predictions], seed: int) -> Saved:
+def _saved(
+    data: DataSet, store: Store, ground: Decided, systems: dict[str, Predictions], seed: int, deploy: str
+) -> Saved:
     return Saved(
         log=ground.log,
         fold_Q=ground.fold_Q,
@@ -153,6 +175,7 @@ def _saved(data: DataSet, store: Store, ground: Decided, systems: dict[str, Pred
             "reward_days": data.decisions.reward_days if data.decisions else None,
             "num_immature": ground.num_immature,
             "seed": seed,
+            "deploy": deploy,
         },
     )
 
@@ -186,6 +209,7 @@ def _sequences(
     options: EngagementOptions,
     systems: Mapping[str, Predictions],
     seed: int,
+    refit: bool,
     keep: Callable[[FoldSequence], None],
 ) -> Predictions:
     from constellation.training.engagement_study import cross_fit_sequences
@@ -202,6 +226,7 @@ def _sequences(
         training,
         inner=inner,
         clip_quantile=options.clip_quantile,
+        refit=refit,
         seed=seed,
         progress=_progress(),
         keep=keep,

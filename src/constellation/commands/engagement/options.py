@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from constellation.errors import InputError
 
+REFIT, FOLDS = "refit", "folds"
+"""Who acts: models refitted on the whole log, or all folds' models together."""
+
 
 @dataclass(frozen=True)
 class EngagementOptions:
@@ -18,6 +21,8 @@ class EngagementOptions:
     clip_quantile: rewards are cut at this quantile where models learn from them (never where values are estimated);
     1 cuts nothing. windows_days: of the aggregates. context_alone: outcome models read what the table of decisions says
     was known (``context_...``) and nothing else. sequence_model: train the encoder too, where there are events.
+    deploy: who acts, scores and plans. ``refit``: models fitted once more on the whole log, while the folds' models,
+    each of which learned from a part, are judged. ``folds``: these models together.
     """
 
     num_folds: int = 5
@@ -28,12 +33,15 @@ class EngagementOptions:
     windows_days: tuple[int, ...] = (3, 7, 14, 30, 91, 365)
     context_alone: bool = False
     sequence_model: bool = True
+    deploy: str = REFIT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows_days", tuple(int(days) for days in self.windows_days))
         for name, least in {"num_folds": 2, "num_members": 1, "num_inner": 2}.items():
             if getattr(self, name) < least:
                 raise InputError(f"engagement.{name} must be at least {least}, found {getattr(self, name)}.")
+        if self.deploy not in (REFIT, FOLDS):
+            raise InputError(f"engagement.deploy must be {REFIT} or {FOLDS}, found {self.deploy}.")
         if not 0.5 < self.clip_quantile <= 1:
             raise InputError(f"engagement.clip_quantile must lie in (0.5, 1], found {self.clip_quantile}.")
         if not self.windows_days or min(self.windows_days) < 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from constellation.commands.engagement.acting import Advisor, acting
-from constellation.policies.cross_fit import FoldModels, cross_fit, person_folds
+from constellation.policies.cross_fit import EVERYBODY, FoldModels, cross_fit, person_folds
 from constellation.policies.evaluation import Evaluated, Experiment, evaluate_policies
 from constellation.policies.kept import fitted_on_all
 from constellation.policies.log import Log
@@ -113,7 +113,8 @@ class Lesson:
 def learned(
     diary: Diary, outcome: OutcomeModel, policy: Policy, *, num_folds: int, num_members: int, seed: int
 ) -> Lesson:
-    """Cross-fit the outcome model on all decisions that are known, judge the policy by them, and let it act.
+    """Cross-fit the outcome model on all decisions that are known, judge the policy by them, and let it act on models
+    refitted on all of them.
 
     The logging policy of a later round is a mixture of the habit and of earlier policies: each row knows its own
     propensities, which is all that the estimators ask for.
@@ -124,10 +125,10 @@ def learned(
     kept: list[FoldModels] = []
     predictions = cross_fit(
         outcome, features_QX, log.action_Q, log.reward_Q, none_AY, log.customer_Q, fold_Q, log.logging_QA,
-        num_members=num_members, seed=seed, keep=kept.append,
+        num_members=num_members, refit=True, seed=seed, keep=kept.append,
     )  # fmt: skip
     experiment = Experiment(log, fold_Q, features_QX, predictions)
     judged = evaluate_policies(experiment, {policy.name: policy}, num_resamples=100, seed=seed)[policy.name]
-    parts = tuple((fold.members, none_AY, fold.shrinkage) for fold in kept)
+    parts = tuple((whole.members, none_AY, whole.shrinkage) for whole in kept if whole.fold == EVERYBODY)
     advisor = Advisor(log.actions, parts, experiment.noise, len(log))
     return Lesson(judged, acting(diary.world, advisor, fitted_on_all(experiment, policy)), len(log))

@@ -13,7 +13,8 @@ from constellation.bundle.engagement import EngagementBundle
 from constellation.bundle.engagement_answers import Answers
 from constellation.bundle.engagement_reading import read_questions
 from constellation.errors import InputError
-from constellation.policies.kept import EVERYBODY, fitted_policies
+from constellation.policies.cross_fit import EVERYBODY
+from constellation.policies.kept import fitted_on_all, fitted_policies
 from constellation.policies.policy import NONE, Policy
 from constellation.policies.saved import Saved, has_decisions
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from constellation.journeys.decision_questions import Asked
     from constellation.journeys.store import Store
     from constellation.tracking import Run
+
+NOT_JUDGED = "close to the folds' models that `evaluate` judges, not the same"
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Question:
 def answer_question(folder: Path, question: Question, *, trained: Path | None, data: DataSet | None) -> Answers:
     """Answers of the bundle in ``folder``.
 
-    trained: the run that it belongs to, where one was named: customers whom that run knows are answered by the models
-    and policies that have not seen them, with the numbers of ``evaluate``.
+    trained: the run that it belongs to, where one was named. Models that were refitted on the whole log answer
+    everybody; else customers whom that run knows are answered by the models and policies of their fold, which have not
+    seen them, with the numbers of ``evaluate``.
     """
     bundle = EngagementBundle.load(folder, trusted=tuple(question.trusted))
     policy = _one_policy(question.policy)
@@ -57,8 +61,13 @@ def answer_question(folder: Path, question: Question, *, trained: Path | None, d
         saved = Saved.load(trained)
         fold_Q, group_Q = _places(saved, np.asarray(store.customer_id_C)[asked.journey_Q])
         facts["known_customers"] = int((fold_Q != EVERYBODY).sum())
+        facts["refitted"] = bundle.refitted
         system = next(iter(bundle.systems)) if question.system is None else question.system
-        chosen = None if policy is None else fitted_policies(saved.experiment(system), policy)
+        if policy is not None:
+            experiment = saved.experiment(system)
+            chosen = fitted_on_all(experiment, policy) if bundle.refitted else fitted_policies(experiment, policy)
+        if bundle.refitted:
+            fold_Q = None
     else:
         chosen = bundle.policy(policy)
     answers = bundle.answer(
@@ -134,8 +143,8 @@ def tell(answers: Answers) -> None:
     )
     if "known_customers" in facts:
         print(
-            f"  {facts['known_customers']:,} are about customers whom the run knows: they are answered by models that "
-            "have not seen them"
+            f"  {facts['known_customers']:,} are about customers whom the run knows: they are answered by models "
+            + ("refitted on the whole log, " + NOT_JUDGED if facts["refitted"] else "that have not seen them")
         )
     if facts["events_ignored"]:
         print(f"  {facts['events_ignored']:,} events after the cutoff were ignored")
