@@ -293,7 +293,12 @@ def test_products_are_float32_unless_a_block_says_otherwise():
 
 
 def test_the_choice_is_that_of_the_measured_rates(monkeypatch):
-    for ratio, expected in ((1.2, products.FLOAT32), (4.0, products.BFLOAT16)):
+    for ratio, can_compile, expected in (
+        (1.2, True, products.FLOAT32),
+        (4.0, False, products.BFLOAT16),
+        (4.0, True, products.FUSED),
+    ):
         rates = {products.FLOAT32: 1e11, products.BFLOAT16: ratio * 1e11}
         monkeypatch.setattr(products, "measured_rates", lambda *_, rates=rates: rates)
+        monkeypatch.setattr(products, "is_known_to_pay", lambda can_compile=can_compile: can_compile)
         assert products.measured_choice() == expected

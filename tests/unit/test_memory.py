@@ -29,20 +29,33 @@ def test_freed_memory_goes_back_to_the_system():
     assert available_memory_gib() > 0
 
 
-def test_memory_is_given_back_once_it_has_grown_beyond_where_it_settled(monkeypatch):
+def test_memory_is_given_back_once_it_has_grown_beyond_what_is_needed(monkeypatch):
     resident, given = [1.0], []
     monkeypatch.setattr(memory, "resident_memory_gib", lambda: resident[0])
     monkeypatch.setattr(memory, "give_back_memory", lambda: given.append(resident[0]))
     freed = FreedMemory()
-    for _ in range(FreedMemory.SETTLING_STEPS):
+    for step in range(FreedMemory.SETTLING_STEPS):
+        resident[0] = 1.0 if step < FreedMemory.FIRST_STEPS else 1.3  # what comes later was not needed at first
         assert not freed.after_step()
-    resident[0] = 1.34  # not beyond 1.25 x 1 + 0.1
+    resident[0] = 1.24  # not beyond 1.15 x 1 + 0.1
     assert not freed.after_step()
-    resident[0] = 1.36
+    resident[0] = 1.26
     assert freed.after_step()
-    assert given == [1.36]
+    assert given == [1.26]
     # It settles anew, so that a larger step is not answered with giving back after every step.
     assert not any(freed.after_step() for _ in range(5 * FreedMemory.SETTLING_STEPS))
+
+
+def test_what_was_expected_is_not_given_back(monkeypatch):
+    resident, given = [1.0], []
+    monkeypatch.setattr(memory, "resident_memory_gib", lambda: resident[0])
+    monkeypatch.setattr(memory, "give_back_memory", lambda: given.append(resident[0]))
+    freed = FreedMemory(expected_gib=2.0)
+    assert not any(freed.after_step() for _ in range(20))
+    resident[0] = 2.39  # not beyond 1.15 x 2 + 0.1
+    assert not freed.after_step()
+    resident[0] = 2.41
+    assert freed.after_step() and given == [2.41]
 
 
 def test_training_imports_neither_plots_nor_signal_processing() -> None:

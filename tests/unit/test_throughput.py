@@ -30,6 +30,7 @@ from constellation.commands.benchmarks.throughput_meter import Meter, Task
 from constellation.commands.benchmarks.throughput_ours import data_set, our_options
 from constellation.commands.benchmarks.throughput_peers import (
     OURS,
+    OURS_ITEMS,
     Failed,
     System,
     choose_peers,
@@ -203,7 +204,10 @@ def test_rounds_give_medians_and_ratios(
     add_peer(tmp_path, "broken", "raise SystemExit('no such thing')")
     ours = known_peers(tmp_path)[0][-1]
     assert ours.name == "slow"
-    monkeypatch.setattr(throughput, "our_system", lambda _: replace(ours, name=OURS, settings={"seconds": 0.04}))
+    seconds = {OURS: 0.04, OURS_ITEMS: 0.02}
+    monkeypatch.setattr(
+        throughput, "our_system", lambda _, name=OURS: replace(ours, name=name, settings={"seconds": seconds[name]})
+    )
     monkeypatch.setattr(throughput, "SHAPES", {"tiny": TINY})
     monkeypatch.setattr(throughput, "matrix_rates", lambda _: {"fp32": 2e9, "bf16": 4e9})
     # The stand-in for ours reads the meter beside the data, as a peer does.
@@ -211,7 +215,7 @@ def test_rounds_give_medians_and_ratios(
 
     def listen(system: System, task: Task) -> dict[str, float]:
         measured.append(system.name)
-        return measure(replace(system, name="stand-in") if system.name == OURS else system, task)
+        return measure(replace(system, name="stand-in") if system.name in seconds else system, task)
 
     monkeypatch.setattr(throughput, "measure", listen)
     rows = benchmark_throughput(
@@ -224,17 +228,23 @@ def test_rounds_give_medians_and_ratios(
         num_steps=2,
         folder=tmp_path,
     )
-    assert measured[:6] == [OURS, "broken", OURS, "cheap", OURS, "slow"] and measured.count("broken") == 1
-    assert measured.count("slow") == 4 and measured.count(OURS) == 9
+    assert measured[:6] == [OURS, OURS_ITEMS, "broken", OURS, OURS_ITEMS, "cheap"] and measured.count("broken") == 1
+    assert measured.count("slow") == 4 and measured.count(OURS) == measured.count(OURS_ITEMS) == 9
     assert [(row["system"], row["num_threads"]) for row in rows] == [
-        (name, threads) for threads in (1, 2) for name in (OURS, "cheap", "slow")
+        (name, threads) for threads in (1, 2) for name in (OURS, OURS_ITEMS, "cheap", "slow")
     ]
+    items, rows = rows[1], [row for row in rows if row["system"] != OURS_ITEMS]
     num_targets = int(np.minimum(np.diff(tiny().offsets) - 1, 8).sum())
     assert num_targets / 0.2 / 10 < rows[2]["events_per_second"] < num_targets / 0.2  # a sleep may last longer
     assert rows[1]["ratio"] < 1 < rows[2]["ratio"]
     assert best_peer(rows[:3], same_loss=True) is rows[2] and best_peer(rows[:3], same_loss=False) is rows[1]
+    assert rows[2]["items_ratio"] > rows[2]["ratio"]
+    # The items alone stand beside, and are nobody's peer.
+    assert best_peer([rows[0], items, rows[2]], same_loss=True) is rows[2]
 
-    metrics = metrics_of(rows)
+    metrics = metrics_of([items, *rows])
+    assert metrics["throughput/tiny/items_ratio_same_loss"] == rows[2]["items_ratio"]
+    assert metrics[f"throughput/tiny/{OURS_ITEMS}/peak_memory_gib"] == items["peak_memory_gib"]
     assert metrics["throughput/tiny/ratio_same_loss"] == rows[2]["ratio"]
     assert metrics["throughput/tiny/ratio_fastest_2_threads"] == rows[4]["ratio"]
     assert metrics["throughput/tiny/memory_ratio_same_loss"] == rows[2]["memory_ratio"]
@@ -246,6 +256,18 @@ def test_rounds_give_medians_and_ratios(
     print_rows(rows)
     printed = capsys.readouterr().out
     assert "same loss, best peer" in printed and "tiny, 2 threads" in printed
+    assert "same loss on the items alone" in printed
+
+
+def test_the_items_alone_are_what_peers_read() -> None:
+    events = simulate_catalogue(num_journeys=30, num_products=12, seed=3)
+    assert events.says_more_than_items
+    alone = events.items_alone()
+    assert not alone.says_more_than_items and alone.clock == "order"
+    assert alone.item_N.tolist() == events.item_N.tolist() and alone.offsets.tolist() == events.offsets.tolist()
+    assert alone.num_products == events.num_items and alone.products is None and not alone.numbers
+    for first, end in zip(events.offsets[:-1], events.offsets[1:], strict=True):
+        assert alone.time_N[first:end].tolist() == list(range(end - first))
 
 
 def test_our_side_trains_and_counts_as_peers_do(tmp_path: Path) -> None:

@@ -41,7 +41,12 @@ class Spans:
     @cached_property
     def offsets(self) -> Tensor:
         """[B + 1] int32, on the device of the batch."""
-        return self._batch.offsets_B.to(torch.int32)
+        return self.offsets_B.to(torch.int32)
+
+    @property
+    def offsets_B(self) -> Tensor:
+        """[B + 1] int64."""
+        return self._batch.offsets_B
 
 
 def causal_attention(qkv_NG: Tensor, turn_NP: Tensor, spans: Spans, heads: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from constellation.journeys.vocabulary import FIRST_KNOWN
 from constellation.kernels.bags import summed_bags
 from constellation.kernels.dropout import Dropout
+from constellation.kernels.embedding import embedded_events, takes
 from constellation.schema import PRODUCT
 
 if TYPE_CHECKING:
@@ -79,9 +80,14 @@ class EventEmbedding(nn.Module):
         single.append(batch.first_N.long())
         codes_NF = torch.stack(single, dim=1) + self.start_F
         lists = [(batch.lists[name][0] + self.start_of[name], batch.lists[name][1]) for name in self.lists]
+        numbers = None if self.amounts is None else self.numbers(batch)
+        weight, bias = (None, None) if self.amounts is None else (self.amounts.weight, self.amounts.bias)
+        if takes(self.table.weight, numbers, weight, bias):
+            drop = self.dropout.p if self.training else 0.0
+            return embedded_events(self.table.weight, codes_NF, lists, numbers, weight, bias, drop)
         events_ND = summed_bags(self.table.weight, codes_NF, lists)
         if self.amounts is not None:
-            events_ND = events_ND + self.amounts(self.numbers(batch))
+            events_ND = events_ND + self.amounts(numbers)
         dropped_ND: Tensor = self.dropout(events_ND)
         return dropped_ND
 

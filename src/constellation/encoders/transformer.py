@@ -12,9 +12,11 @@ from constellation.encoders.attention import Spans, causal_attention, turns
 from constellation.encoders.base import Encoder
 from constellation.encoders.events import EMBEDDING_STD, EventEmbedding
 from constellation.errors import InputError
+from constellation.kernels import products
 from constellation.kernels.compiled import row_wise
 from constellation.kernels.products import linear
 from constellation.kernels.residual import GATE_START, gated_residual
+from constellation.kernels.whole_layer import takes, whole_layer
 
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
@@ -83,6 +85,9 @@ class Layer(nn.Module):
         self.dropout = float(dropout)
 
     def forward(self, x_ND: Tensor, spans: Spans, turn_NP: Tensor) -> Tensor:
+        if products.is_fused() and takes(x_ND, weights := self.weights(), self.heads):
+            drop = self.dropout if self.training else 0.0
+            return whole_layer(x_ND, turn_NP, spans.offsets_B, weights, self.heads, drop)
         qkv_NG = normed_linear(x_ND, *_both(self.norm_attend), *_both(self.qkv))
         seen_ND = causal_attention(qkv_NG, turn_NP, spans, self.heads)
         return joined_and_fed(
@@ -96,6 +101,11 @@ class Layer(nn.Module):
             self.gate_feed_D,
             self.dropout if self.training else 0.0,
         )
+
+    def weights(self) -> list[Tensor]:
+        """In the order of ``kernels/whole_layer.py``."""
+        attend = (*_both(self.norm_attend), *_both(self.qkv), *_both(self.join), self.gate_attend_D)
+        return [*attend, *_both(self.norm_feed), *_both(self.up), *_both(self.down), self.gate_feed_D]
 
 
 def _both(layer: nn.Module) -> tuple[Tensor, Tensor]:

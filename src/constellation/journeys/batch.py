@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from constellation.errors import InputError
+from constellation.journeys.coded_columns import CodedColumns
 from constellation.journeys.packing import map_tensors, to_device
 from constellation.journeys.records import AfterCutoff, PurchaseRecord, after_cutoff, purchase_record
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.vocabulary import Vocabulary, ragged_arange
 from constellation.journeys.windows import Queries
-from constellation.schema import CATEGORICAL, EVENT_TYPE, NUMERIC, PRODUCT
+from constellation.schema import EVENT_TYPE, PRODUCT
 
 Ragged = tuple[Tensor, Tensor]
 """Values [M] and offsets [rows + 1] of a list column."""
@@ -141,12 +142,7 @@ class Gatherer:
         self.store, self.vocabulary, self.max_events = store, vocabulary, max_events
         if EVENT_TYPE not in store.categorical:
             raise InputError(f"The events lack the column {EVENT_TYPE!r}.")
-        _check_kinds(store, vocabulary)
-        names = [*vocabulary.categorical, *vocabulary.lists]
-        names += [f"attributes.{name}" for name in vocabulary.attributes_categorical]
-        self._tables = {
-            name: vocabulary.table(name, store.dictionaries[name]) for name in names if name in store.dictionaries
-        }
+        self.columns = CodedColumns(store, vocabulary)
 
     def gather(
         self,
@@ -210,8 +206,9 @@ class Gatherer:
             weekday_N, hour_N = store.local_parts(time_N)
         else:
             elapsed_N, weekday_N, hour_N = np.zeros(num_events), *np.zeros((2, num_events), dtype=np.int64)
-        categorical = {name: self._coded(name, rows_N) for name in self.vocabulary.categorical}
-        numeric = {name: self._numeric(name, rows_N) for name in self.vocabulary.numeric}
+        columns, vocabulary = self.columns, self.vocabulary
+        categorical = {name: columns.categorical(name, rows_N) for name in vocabulary.categorical}
+        numeric = {name: columns.numeric(name, rows_N) for name in vocabulary.numeric}
         return {
             "time_N": _tensor(time_N),
             "elapsed_days_N": _tensor(elapsed_N, np.float32),
@@ -222,8 +219,8 @@ class Gatherer:
             "position_N": _tensor(np.arange(num_events) - span.offsets_B[:-1][journey_N]),
             "categorical": {name: _tensor(codes_N) for name, codes_N in categorical.items()},
             "numeric": {name: _tensor(values_N, np.float32) for name, values_N in numeric.items()},
-            "numeric_bin": {name: _tensor(self.vocabulary.bins(name, values_N)) for name, values_N in numeric.items()},
-            "lists": {name: self._list(name, rows_N) for name in self.vocabulary.lists},
+            "numeric_bin": {name: _tensor(vocabulary.bins(name, values_N)) for name, values_N in numeric.items()},
+            "lists": {name: _ragged(columns.entries(name, rows_N)) for name in vocabulary.lists},
         }
 
     def _asked(self, span: Span, queries: Queries, row_of_Q: np.ndarray) -> dict[str, Any]:
@@ -243,9 +240,12 @@ class Gatherer:
             past_Q = entries[np.where(seen_Q, queries.last_event_Q + 1, 0)] - entries[np.where(seen_Q, start_Q, 0)]
             num_past_products = int(past_Q.sum())
         return {
-            "attributes": {name: _tensor(self._attribute(name, span.journeys)) for name in self._attribute_names()},
+            "attributes": {
+                name: _tensor(self.columns.attribute(name, span.journeys))
+                for name in self.vocabulary.attributes_categorical
+            },
             "attributes_numeric": {
-                name: _tensor(self._attribute_number(name, span.journeys), np.float32)
+                name: _tensor(self.columns.attribute_number(name, span.journeys), np.float32)
                 for name in self.vocabulary.attributes_numeric
             },
             "query_journey_Q": _tensor(row_of_Q),
@@ -262,7 +262,7 @@ class Gatherer:
         """The answers to the queries; what follows each event is left empty."""
         types_Q = np.zeros(len(queries), dtype=np.int64)
         known_Q = queries.next_event_Q >= 0
-        types_Q[known_Q] = self._coded(EVENT_TYPE, queries.next_event_Q[known_Q])
+        types_Q[known_Q] = self.columns.categorical(EVENT_TYPE, queries.next_event_Q[known_Q])
         return Targets(
             horizons_days=queries.horizons_days,
             value_QK=_tensor(queries.value_QK, np.float32),
@@ -270,7 +270,7 @@ class Gatherer:
             observed_QK=_tensor(queries.observed_QK, np.bool_),
             next_N=_tensor(np.empty(0)),
             next_type_Q=_tensor(types_Q),
-            next_products=self._list(PRODUCT, queries.next_basket_Q),
+            next_products=_ragged(self.columns.entries(PRODUCT, queries.next_basket_Q)),
             after=after_cutoff(self.store, queries),
         )
 
@@ -283,70 +283,20 @@ class Gatherer:
         since_Q = np.where(known_Q, (queries.cutoff_Q - last_Q) / MICROSECONDS_PER_DAY, 0.0)
         return since_Q, self.store.local_parts(queries.cutoff_Q)[0]
 
-    def _coded(self, name: str, rows_N: np.ndarray) -> np.ndarray:
-        """Model codes of a categorical column; a column the store lacks is missing everywhere."""
-        if name not in self.store.categorical:
-            return np.zeros(len(rows_N), dtype=np.int64)
-        return self._tables[name][self.store.categorical[name][rows_N]]
-
-    def _numeric(self, name: str, rows_N: np.ndarray) -> np.ndarray:
-        if name not in self.store.numeric:
-            return np.full(len(rows_N), np.nan)
-        return np.asarray(self.store.numeric[name][rows_N], dtype=np.float64)
-
-    def _list(self, name: str, rows_N: np.ndarray) -> Ragged:
-        """Model codes of a list column; a row of -1 is an empty list."""
-        if name not in self.store.lists:
-            return _tensor(np.empty(0)), _tensor(np.zeros(len(rows_N) + 1))
-        values_M, offsets = self.store.lists[name]
-        begin_N = offsets[np.maximum(rows_N, 0)].astype(np.int64)
-        length_N = offsets[rows_N + 1].astype(np.int64) - begin_N  # row -1 ends at offset 0, where row 0 begins
-        codes = self._tables[name][values_M[ragged_arange(begin_N, length_N)]]
-        return _tensor(codes), _tensor(np.concatenate([[0], np.cumsum(length_N)]))
-
-    def _attribute_names(self) -> list[str]:
-        return self.vocabulary.attributes_categorical
-
-    def _attribute(self, name: str, journeys: np.ndarray) -> np.ndarray:
-        if name not in self.store.attributes_categorical:
-            return np.zeros(len(journeys), dtype=np.int64)
-        return self._tables[f"attributes.{name}"][self.store.attributes_categorical[name][journeys]]
-
-    def _attribute_number(self, name: str, journeys: np.ndarray) -> np.ndarray:
-        if name not in self.store.attributes_numeric:
-            return np.zeros(len(journeys), dtype=np.float32)
-        return self.vocabulary.attribute_scaler[name](self.store.attributes_numeric[name][journeys][:, None])[:, 0]
-
 
 def _tensor(values: np.ndarray, dtype: Any = np.int64) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
+
+
+def _ragged(values_and_offsets: tuple[np.ndarray, np.ndarray]) -> Ragged:
+    values_M, offsets = values_and_offsets
+    return _tensor(values_M), _tensor(offsets)
 
 
 def _places(journeys: np.ndarray, wanted_Q: np.ndarray) -> np.ndarray:
     """Row of each wanted journey in ``journeys``."""
     order = np.argsort(journeys, kind="stable")
     return order[np.minimum(np.searchsorted(journeys, wanted_Q, sorter=order), max(len(journeys) - 1, 0))]
-
-
-def _check_kinds(store: Store, vocabulary: Vocabulary) -> None:
-    """Raise InputError where a column was fitted as one kind and comes as another, with something in it."""
-    for name, kind in vocabulary.kinds.items():
-        found = store.manifest.kinds.get(name, kind)
-        if found != kind:
-            raise InputError(_other_kind(f"column {name!r}", kind, found))
-    for name in vocabulary.attributes_numeric:
-        if len(store.dictionaries.get(f"attributes.{name}", ())) > 1:
-            raise InputError(_other_kind(f"attribute {name!r}", NUMERIC, CATEGORICAL))
-    for name in vocabulary.attributes_categorical:
-        if np.isfinite(store.attributes_numeric.get(name, np.empty(0))).any():
-            raise InputError(_other_kind(f"attribute {name!r}", CATEGORICAL, NUMERIC))
-
-
-def _other_kind(what: str, fitted: str, found: str) -> str:
-    return (
-        f"The {what} was {fitted} when the model was trained and is {found} here. "
-        "Give it the type that it has in the training data."
-    )
 
 
 def _no_queries(horizons_days: tuple[int, ...]) -> Queries:

@@ -14,6 +14,7 @@ from constellation.errors import InputError
 from constellation.journeys import layout, order
 from constellation.journeys.content import ContentHash, RunningSums, feed
 from constellation.journeys.rejects import Rejects
+from constellation.journeys.sparse_file import SparseFile
 from constellation.journeys.spool import NUM_EVENTS, Spool
 from constellation.journeys.store import Manifest, Store
 from constellation.journeys.tables import add_customers, as_polars, clean_attributes, code_attributes
@@ -289,14 +290,14 @@ def write_store(ordered: Ordered, attributes: pl.DataFrame | None, directory: Pa
     done = 0
     with (
         ThreadPoolExecutor(1) as pool,
-        layout.SparseFile(
+        SparseFile(
             directory / layout.EVENTS,
             kinds,
             num_events,
             dictionaries=ordered.dictionaries,
             list_lengths=ordered.list_lengths,
         ) as events,
-        layout.SparseFile(directory / layout.SUMS, sum_kinds, num_events + 1) as running,
+        SparseFile(directory / layout.SUMS, sum_kinds, num_events + 1) as running,
     ):
         for name in sum_kinds:
             running.append(name, np.zeros(1, dtype=np.int64))

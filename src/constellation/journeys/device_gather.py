@@ -32,15 +32,17 @@ class DeviceGatherer(Gatherer):
         self._time = self._column(lambda rows: store.time_N[rows], np.int64)
         self._calendar = self._column(_calendar(store), np.int8) if store.has_clock else None
         self._categorical = {
-            name: self._column(lambda rows, name=name: self._coded(name, rows), np.int32)
+            name: self._column(lambda rows, name=name: self.columns.categorical(name, rows), np.int32)
             for name in vocabulary.categorical
         }
         self._numbers = {
-            name: self._column(lambda rows, name=name: self._numeric(name, rows), np.float32)
+            name: self._column(lambda rows, name=name: self.columns.numeric(name, rows), np.float32)
             for name in vocabulary.numeric
         }
         self._bins = {
-            name: self._column(lambda rows, name=name: vocabulary.bins(name, self._numeric(name, rows)), np.int16)
+            name: self._column(
+                lambda rows, name=name: vocabulary.bins(name, self.columns.numeric(name, rows)), np.int16
+            )
             for name in vocabulary.numeric
         }
         self._lists = {name: self._list_column(name) for name in vocabulary.lists if name in store.lists}
@@ -62,7 +64,9 @@ class DeviceGatherer(Gatherer):
     def _list_column(self, name: str) -> Ragged:
         values_M, offsets_N = self.store.lists[name]
         codes = [
-            torch.from_numpy(self._tables[name][values_M[start : start + AT_A_TIME]].astype(np.int32)).to(self.device)
+            torch.from_numpy(self.columns.tables[name][values_M[start : start + AT_A_TIME]].astype(np.int32)).to(
+                self.device
+            )
             for start in range(0, max(len(values_M), 1), AT_A_TIME)
         ]
         return torch.cat(codes), self._column(lambda rows: offsets_N[rows], np.int64)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from constellation.kernels import products
+from constellation.kernels.native import call, is_plain, library
 from constellation.kernels.products import filled
 
 BLOCK = 4096
@@ -26,6 +27,9 @@ FEWEST_ROWS = 64
 CACHED_LOGITS, MOST_CACHED_ROWS = 2**19, 1024
 """Rows of a chunk: more of them write the embeddings' gradient less often, fewer stay in the cache. Measured at
 vocabularies of 302 to 200,000: benchmarks/DIARY.md. While so many logits stay in the cache, up to so many rows."""
+
+SOFTMAX, MOST_FUSED = "softmax", 2**18
+"""The kernel in C++ holds the exponentials of 128 rows: 64 MiB at so many products. Beyond, torch's products do it."""
 
 BIAS_COLUMNS = 8
 """Matrix products like widths that are multiples of 8."""
@@ -46,7 +50,21 @@ def log_sum_exp_total(
         asked = weight_R.nonzero().squeeze(1)
         if len(asked) < len(weight_R):
             query_RD, weight_R = query_RD.index_select(0, asked), weight_R.index_select(0, asked)
+    if _takes(query_RD, embedding_VD, bias_V):
+        return _FusedTotal.apply(query_RD, embedding_VD, bias_V, weight_R)  # type: ignore[no-any-return]
     return _LogSumExpTotal.apply(query_RD, embedding_VD, bias_V, weight_R, _product_type(kind))  # type: ignore[no-any-return]
+
+
+def _takes(query_RD: Tensor, embedding_VD: Tensor, bias_V: Tensor | None) -> bool:
+    """Whether the kernel in C++ does it."""
+    return (
+        products.is_fused()
+        and all(is_plain(each) for each in (query_RD, embedding_VD, bias_V) if each is not None)
+        and query_RD.shape[1] % 32 == 0
+        and len(embedding_VD) <= MOST_FUSED
+        and torch.get_num_threads() == 1
+        and library(SOFTMAX, width=query_RD.shape[1]) is not None
+    )
 
 
 def _product_type(kind: str) -> torch.dtype:
@@ -106,6 +124,36 @@ class _LogSumExpTotal(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _FusedTotal(torch.autograd.Function):
+    """The same by ``cpp/softmax.cpp``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query_RD: Tensor, embedding_VD: Tensor, bias_V: Tensor | None, weight_R: Tensor | None
+    ) -> Tensor:
+        (num_rows, width), vocabulary = query_RD.shape, len(embedding_VD)
+        made = library(SOFTMAX, width=width)
+        assert made is not None
+        query, embedding = query_RD.contiguous(), embedding_VD.contiguous()
+        weight = None if weight_R is None else weight_R.float().contiguous()
+        filled = -(-vocabulary // 16) * 16
+        grad_query, total = torch.empty_like(query), query.new_zeros((), dtype=torch.float64)
+        grad_embedding, grad_bias = query.new_zeros(filled, width), query.new_zeros(filled)
+        bias = None if bias_V is None else bias_V.contiguous()
+        given = (query, embedding, bias, weight, grad_query, grad_embedding, grad_bias, total)
+        call(made.softmax_total, (num_rows, vocabulary), *given)
+        ctx.save_for_backward(grad_query, grad_embedding[:vocabulary], grad_bias[:vocabulary])
+        ctx.has_bias = bias_V is not None
+        return total.float()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_query, grad_embedding, grad_bias = ctx.saved_tensors
+        of_bias = grad_bias * grad if ctx.has_bias else None
+        return grad_query * grad, grad_embedding * grad, of_bias, None
 
 
 class _Output:

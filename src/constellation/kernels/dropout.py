@@ -33,13 +33,23 @@ class Dropout(nn.Module):
         return f"p={self.p}"
 
 
+def level(p: float) -> int:
+    """``p`` in steps of 1 / ``LEVELS``, at least one where it is not 0 and never all."""
+    return min(max(round(p * LEVELS), 1), LEVELS - 1) if p else 0
+
+
+def drawn_seed(drop: int) -> int:
+    """For masks that are made in C++; nothing is drawn where nothing is dropped."""
+    return int(torch.empty((), dtype=torch.int64).random_()) if drop else 0
+
+
 def keep_mask(shape: torch.Size, p: float) -> tuple[Tensor, float]:
     """Bytes, 1 to keep and 0 to drop, and the probability to keep, p rounded to 1/256.
 
     Eight bytes are compared at once as one integer: with the high bit of each byte set aside, adding 128 less the
     threshold carries into that bit just where the byte reaches it.
     """
-    drop = min(max(round(p * LEVELS), 1), LEVELS - 1)
+    drop = max(level(p), 1)
     size = shape.numel()
     bits = torch.empty(-(-size // 8), dtype=torch.int64).random_(-(2**63), None)
     # byte >= drop, without letting a carry leave its byte: compare the lower seven bits, then the high one.

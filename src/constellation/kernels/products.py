@@ -3,6 +3,7 @@
 Weights, sums and everything element-wise stay in float32. In ``bfloat16`` only the factors of a product are rounded:
 to 8 bits of mantissa, with sums in float32 inside the processor. Whether that pays depends on the processor: with
 AVX512-BF16 or AMX it is 4 to 7 times the float32 rate, elsewhere it is slower than float32. So it is measured.
+``fused`` is bfloat16, too, and does whole layers in kernels of ours that are compiled here (``kernels/native.py``).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-FLOAT32, BFLOAT16 = "float32", "bfloat16"
-PRODUCTS = (FLOAT32, BFLOAT16)
+from constellation.kernels.native import is_known_to_pay
+
+FLOAT32, BFLOAT16, FUSED = "float32", "bfloat16", "fused"
+PRODUCTS = (FLOAT32, BFLOAT16, FUSED)
 
 WORTH_IT = 1.5
 """Casting eats a part of the gain: below this ratio of rates float32 is as fast, and exact."""
@@ -27,13 +30,18 @@ _current: ContextVar[str] = ContextVar("products", default=FLOAT32)
 
 
 def current() -> str:
-    """``float32`` unless a training step chose otherwise: predictions are always made in float32."""
-    return _current.get()
+    """``float32`` unless a training step chose ``bfloat16``: predictions are always made in float32."""
+    return BFLOAT16 if is_fused() else _current.get()
+
+
+def is_fused() -> bool:
+    """Whether products are in bfloat16, and whole layers in kernels of ours where they take them."""
+    return _current.get() == FUSED
 
 
 @contextmanager
 def products_in(name: str) -> Iterator[None]:
-    """Run the products of this block, and of the backward passes of what it made, in ``float32`` or ``bfloat16``."""
+    """Run the products of this block, and of the backward passes of what it made, in one of ``PRODUCTS``."""
     assert name in PRODUCTS, name
     token = _current.set(name)
     try:
@@ -43,15 +51,20 @@ def products_in(name: str) -> Iterator[None]:
 
 
 def measured_choice(width: int = 64, rows: int = 2048, repeats: int = 7) -> str:
-    """``bfloat16`` where it multiplies matrices at least ``WORTH_IT`` times as fast on this CPU; about 20 ms."""
+    """``bfloat16`` where it multiplies matrices at least ``WORTH_IT`` times as fast on this CPU; about 20 ms.
+
+    Then ``fused`` where its kernels can be compiled and are known to pay.
+    """
     rates = measured_rates(width, rows, repeats)
-    return BFLOAT16 if rates[BFLOAT16] >= WORTH_IT * rates[FLOAT32] else FLOAT32
+    if rates[BFLOAT16] < WORTH_IT * rates[FLOAT32]:
+        return FLOAT32
+    return FUSED if is_known_to_pay() else BFLOAT16
 
 
 def measured_rates(width: int = 64, rows: int = 2048, repeats: int = 7) -> dict[str, float]:
     """Multiply-adds times two per second of a [rows, width] x [width, 4 width] product on the CPU, best of several."""
     found = {}
-    for name in PRODUCTS:
+    for name in (FLOAT32, BFLOAT16):
         dtype = getattr(torch, name)
         left, right = torch.ones(rows, width, dtype=dtype), torch.ones(width, 4 * width, dtype=dtype)
         out = torch.empty(rows, 4 * width, dtype=dtype)

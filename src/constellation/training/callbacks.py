@@ -153,8 +153,8 @@ class Selection(L.Callback):
 class GiveBack(L.Callback):
     """Freed memory goes back to the system: see ``memory.FreedMemory``."""
 
-    def __init__(self) -> None:
-        self._freed = FreedMemory()
+    def __init__(self, expected_gib: float = 0.0) -> None:
+        self._freed = FreedMemory(expected_gib)
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self._freed.after_step()

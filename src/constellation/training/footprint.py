@@ -83,8 +83,8 @@ def check_memory(
 ) -> Footprint:
     """What training will take: the tensors of a step and all that is kept between steps, a store on the device too.
 
-    What the allocator keeps of batches of other sizes comes on top: up to a quarter before it is given back (see
-    ``memory.FreedMemory``), and a third of a megabyte for each shape of product that the CPU's library prepares.
+    On a CPU, what the allocator keeps of batches of other sizes and what the library prepares for each shape of a
+    product come on top: up to a seventh and 0.1 GiB, for then freed memory is given back (``memory.FreedMemory``).
     pieces: what an earlier part of this training chose. Raises InputError, with a budget that would fit, where that
     much is not free and ``training.adapt_batch`` is false, or even a single journey does not fit.
     """
@@ -101,7 +101,7 @@ def check_memory(
 def _checked(
     model: JourneyModel, batches: TrainingBatches, options: TrainingOptions, num_ranks: int, pieces: int
 ) -> float:
-    on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    on_gpu = trains_on_gpu(options)
     step_bytes, num_events = step_of(model, batches, options, num_ranks * pieces)
     state_bytes = state_of(model, options, num_ranks) + _store_bytes(batches, options, on_gpu)
     needed = (state_bytes + step_bytes) / GIB
@@ -126,6 +126,10 @@ def _checked(
             "works on a batch piece by piece."
         )
     return needed if on_gpu else resident_memory_gib() + needed
+
+
+def trains_on_gpu(options: TrainingOptions) -> bool:
+    return options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
 def state_of(model: JourneyModel, options: TrainingOptions, num_ranks: int) -> int:

@@ -57,6 +57,7 @@ class Learner(L.LightningModule):
         self.products, self.is_compiled = products, is_compiled
         self.sums: dict[str, Tensor] = {}
         self._has_shards = False
+        self._whole_weights: tuple[list[Tensor], list[Tensor]] | None = None
         if num_ranks > 1 and not is_sharded:
             # Looking for unused parameters, torch warns where there is none; now there is one.
             self.unused = torch.nn.Parameter(torch.zeros(()))
@@ -83,8 +84,17 @@ class Learner(L.LightningModule):
         if self.averaged is not None:
             # The start counts for little: at step t the decay is at most (1 + t) / (10 + t).
             decay = min(self.averaging, (1 + step) / (10 + step))
-            slow, quick = ([local(part) for part in model.parameters()] for model in (self.averaged, self.model))
-            torch._foreach_lerp_(slow, quick, 1 - decay)
+            torch._foreach_lerp_(*self._weights(self.averaged), 1 - decay)
+
+    def _weights(self, averaged: JourneyModel) -> tuple[list[Tensor], list[Tensor]]:
+        """The averaged weights and those in training. Looked up once where they are whole: a walk through all modules
+        takes a small model as long as its optimizer's step."""
+        if self._whole_weights is not None:
+            return self._whole_weights
+        slow, quick = ([local(part) for part in model.parameters()] for model in (averaged, self.model))
+        if not self.is_sharded:
+            self._whole_weights = slow, quick
+        return slow, quick
 
     def training_step(self, batch: JourneyBatch, batch_index: int) -> Tensor:
         with products_in(self.products), compiled(self.is_compiled):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from constellation.errors import InputError
 
 AUTO = "auto"
-PRODUCTS = ("float32", "bfloat16")
+PRODUCTS = ("float32", "bfloat16", "fused")
 """As in ``kernels/products.py``, said again so that the door can check options without torch."""
 
 SMALL_BATCH, LARGE_BATCH, STEPS_OF_AN_EPOCH = 32, 256, 150
@@ -33,13 +33,16 @@ class TrainingOptions:
     figures of leave-one-out do. warmup_share: of all steps, with a rising learning rate,
     which then falls along a cosine to ``final_rate`` of its peak.
     averaging: decay of the moving average of the weights that is scored and kept; 0 keeps the last weights.
+    season: where the history holds two years of a horizon, learn from the model's totals at the same time of earlier
+    years by how much to move its level, see ``training/seasons.py``.
     num_threads: of the CPU; null leaves the choice to PyTorch. Short journeys make many small kernels, which a second
     thread speeds up by a tenth at best, and which crawl where threads wait for one another on busy cores.
     devices, strategy: processes that share each batch, one per device: by a copy of the model each (ddp, the choice of
     auto) or with the weights spread over them (fsdp). max_tokens and max_journeys are those of the whole batch.
     checkpoint_every_steps: a checkpoint within the epoch after so many steps; null: by the clock, after
     ``checkpoint_every_minutes``, and never for over a hundredth of the time. Each epoch ends with one in any case.
-    products: precision of the large matrix products of a CPU step, ``float32``, ``bfloat16``, or ``auto``: measured
+    products: precision of the large matrix products of a CPU step: ``float32``, ``bfloat16``, ``fused`` (bfloat16, and
+    with one thread a transformer's layers in kernels that this machine's C++ compiler makes), or ``auto``: measured
     when training starts, see ``kernels/products.py``, and kept in the checkpoint. On a GPU ``precision`` decides.
     store_on_device: the events that training reads lie on the device, and batches are cut there; auto: on a GPU, where
     they take at most a third of its free memory. prefetch: a thread makes batches ahead; auto: on a GPU.
@@ -65,6 +68,7 @@ class TrainingOptions:
     warmup_share: float = 0.05
     final_rate: float = 0.05
     averaging: float = 0.99
+    season: bool = True
     windows_days: tuple[int, ...] = (7, 30, 91, 182, 365)
     min_count: int = 1
     accelerator: str = "auto"

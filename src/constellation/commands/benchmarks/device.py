@@ -10,13 +10,14 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from constellation.commands.benchmarks.device_time import GROUPS, profiled, shares
 from constellation.commands.benchmarks.throughput_ceiling import operations_per_event
 from constellation.commands.benchmarks.throughput_meter import Task
 from constellation.commands.benchmarks.throughput_shapes import Events
@@ -35,31 +36,6 @@ WIDTHS = (64, 256, 1024)
 NUM_FILMS, MAX_LENGTH = 3416, 200
 PRODUCT_SIZES = {"cuda": 8192, "cpu": 1024}
 """Side of the square matrices whose product is the peak."""
-
-ATTENTION, PRODUCTS, LOOKUPS, COPIES, ELEMENTWISE, WAITING = GROUPS = (
-    "attention",
-    "matrix_products",
-    "lookups",
-    "copies",
-    "elementwise",
-    "waiting",
-)
-PATTERNS = (
-    (ATTENTION, ("flash", "fmha", "attention", "sdpa")),
-    (PRODUCTS, ("gemm", "cutlass", "cublas", "wgmma", "nvjet", "xmma", "::mm", "::bmm", "addmm", "baddbmm", "linear")),
-    (LOOKUPS, ("index", "embedding", "gather", "scatter", "sort", "repeat_interleave", "searchsorted", "segment")),
-    (COPIES, ("memcpy", "memset", "copy", "cat", "pin_memory")),
-)
-"""Parts of the names of kernels and operators; the first group that fits has it, the rest is element-wise."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A kernel or an operator at work, in microseconds."""
-
-    name: str
-    start: float
-    end: float
 
 
 def benchmark_device(
@@ -158,30 +134,6 @@ def matrix_rate(device: torch.device, precision: str, repeats: int = 10) -> floa
     return 2.0 * size**3 / statistics.median(seconds)
 
 
-def group_of(name: str) -> str:
-    lower = name.lower()
-    return next((group for group, parts in PATTERNS if any(part in lower for part in parts)), ELEMENTWISE)
-
-
-def busy(intervals: Sequence[Interval]) -> dict[str, float]:
-    """Microseconds by group. Where two streams are at work at once the moment counts for the one that began first."""
-    found: dict[str, float] = {}
-    until = -float("inf")
-    for each in sorted(intervals, key=lambda interval: interval.start):
-        group = group_of(each.name)
-        found[group] = found.get(group, 0.0) + max(each.end - max(each.start, until), 0.0)
-        until = max(until, each.end)
-    return found
-
-
-def shares(busy_us: Mapping[str, float], wall_us: float) -> dict[str, float]:
-    """Share of ``wall_us`` by group; waiting is when nothing was at work. They add up to 1."""
-    worked = sum(busy_us.values())
-    wall_us = max(wall_us, worked, 1e-9)  # the clocks of host and device differ a little
-    found = {group: busy_us.get(group, 0.0) / wall_us for group in GROUPS}
-    return found | {WAITING: (wall_us - worked) / wall_us}
-
-
 def _measured(
     task: Task, events: Events, training: TrainingOptions, device: torch.device, peak: float
 ) -> dict[str, Any]:
@@ -195,7 +147,7 @@ def _measured(
     num_targets: list[int] = []
     seconds = list(_seconds(lambda: num_targets.append(loop.step()), device, task.warmup_steps + task.num_steps))
     seconds, counted = seconds[task.warmup_steps :], num_targets[-task.num_steps :]
-    found = shares(*_profiled(loop, device, task.num_steps))
+    found = shares(*profiled(loop.step, device, task.num_steps))
     loop.close()
     rate = statistics.median(number / taken for number, taken in zip(counted, seconds, strict=True))
     operations = operations_per_event(events, task)
@@ -305,39 +257,6 @@ def _seconds(run: Callable[[], object], device: torch.device, number: int) -> It
     torch.cuda.synchronize()
     for before, after in itertools.pairwise(marks):
         yield before.elapsed_time(after) / 1000
-
-
-def _profiled(loop: Loop, device: torch.device, num_steps: int) -> tuple[dict[str, float], float]:
-    """Microseconds at work by group during ``num_steps`` steps, and microseconds that these took.
-
-    On a GPU of kernels; on a CPU of operators of this thread without the operators that they call, so that attention
-    made of plain products counts as products.
-    """
-    import torch
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
-    with profile(activities=activities) as found:
-        start = time.perf_counter()
-        for _ in range(num_steps):
-            loop.step()
-        if on_gpu:
-            torch.cuda.synchronize()
-        wall_us = 1e6 * (time.perf_counter() - start)
-    events = list(found.events() or [])
-    if on_gpu:
-        # Annotations span the kernels of a whole function.
-        kernels = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
-        return busy([Interval(each.name, each.time_range.start, each.time_range.end) for each in kernels]), wall_us
-    spent: dict[str, float] = {}
-    thread = next((event.thread for event in events if event.name.startswith("Optimizer.step")), None)
-    for event in events:
-        if event.thread == thread:
-            group = group_of(event.name)
-            spent[group] = spent.get(group, 0.0) + event.self_cpu_time_total
-    return spent, wall_us
 
 
 def _device(accelerator: str) -> torch.device:

@@ -13,7 +13,7 @@ from constellation.commands.benchmarks.throughput_ceiling import PRECISIONS, mat
 from constellation.commands.benchmarks.throughput_meter import Task
 from constellation.commands.benchmarks.throughput_peers import (
     FULL_SOFTMAX,
-    OURS,
+    OURS_ITEMS,
     Failed,
     System,
     choose_peers,
@@ -37,6 +37,10 @@ METRICS = (
     "peak_memory_gib",
 )
 RATIOS = ("ratio", "ratio_min", "ratio_max", "cpu_ratio", "memory_ratio")
+ITEMS = "items_"
+"""Opens the ratios of ``constellation_items`` over a peer, in the peer's row."""
+
+ITEMS_RATIOS = tuple(f"{ITEMS}{name}" for name in RATIOS)
 CEILINGS = tuple(f"{what}_{name}" for name in PRECISIONS for what in ("ceiling", "share_of_ceiling"))
 
 log = logging.getLogger(__name__)
@@ -55,8 +59,9 @@ def benchmark_throughput(
 ) -> list[dict[str, Any]]:
     """One row per shape, number of threads and system: medians over the rounds, with the slowest and the fastest.
 
-    In a round ours is measured before each peer, for each number of threads; each measurement is a training of
-    ``warmup_steps`` and then ``num_steps`` counted steps in a fresh process. data: what the shape ``short`` reads.
+    In a round ours is measured before each peer, for each number of threads, and where events have more to them than
+    one item, between the two ours on the items alone; each measurement is a training of ``warmup_steps`` and then
+    ``num_steps`` counted steps in a fresh process. data: what the shape ``short`` reads.
     A shape whose data are absent, and a peer that fails, are named in a warning and left out; where no shape is left,
     InputError is raised, as for unknown shapes and peers.
     """
@@ -110,54 +115,88 @@ def measure_shape(
     """Rows of one shape. Raises Failed where ours gives no result."""
     from dataclasses import replace
 
-    from constellation.commands.benchmarks.throughput_ours import data_set
-    from constellation.journeys.prepare import prepare
-
-    prepare(data_set(Path(task.folder), events.clock))  # here, so that no measured process prepares
-    ours = our_system(events.clock)
-    pairs: dict[tuple[int, str], list[tuple[dict[str, float], dict[str, float]]]] = {}
-    alone: dict[int, list[dict[str, float]]] = {threads: [] for threads in num_threads}
+    ours = _our_systems(events, task)
+    found: dict[tuple[int, str], list[tuple[dict[str, float], ...]]] = {}  # of ours, in their order, then of the peer
     rates: dict[int, list[dict[str, float]]] = {threads: [] for threads in num_threads}
     failed: set[str] = set()
     for repeat in range(num_repeats):
         for threads in num_threads:
-            at_hand = replace(task, num_threads=threads, seed=repeat)
             rates[threads].append(matrix_rates(threads))
             going: list[System | None] = [peer for peer in peers if peer.name not in failed]
             for peer in going or [None]:  # without peers ours is measured alone
-                of_ours = measure(ours, at_hand)
-                alone[threads].append(of_ours)
-                if peer is None:
-                    continue
-                log.info("%s %s %d threads: %s", shape.name, OURS, threads, of_ours)
-                try:
-                    of_peer = measure(peer, at_hand)
-                except Failed as error:
-                    log.warning("%s is left out of %s: it %s", peer.name, shape.name, error)
-                    failed.add(peer.name)
-                    continue
-                log.info("%s %s %d threads: %s", shape.name, peer.name, threads, of_peer)
-                pairs.setdefault((threads, peer.name), []).append((of_ours, of_peer))
-    operations = operations_per_event(events, task)
+                measured = []
+                for system, given in [*ours, *([(peer, task)] if peer is not None else [])]:
+                    try:
+                        measured.append(measure(system, replace(given, num_threads=threads, seed=repeat)))
+                    except Failed as error:
+                        if system is not peer:
+                            raise
+                        log.warning("%s is left out of %s: it %s", system.name, shape.name, error)
+                        failed.add(system.name)
+                    else:
+                        log.info("%s %s %d threads: %s", shape.name, system.name, threads, measured[-1])
+                found.setdefault((threads, "" if peer is None else peer.name), []).append(tuple(measured))
+    return [
+        row
+        for threads in num_threads
+        for row in _rows_of(shape, events, task, threads, [system for system, _ in ours], peers, found, rates[threads])
+    ]
+
+
+def _our_systems(events: Events, task: Task) -> list[tuple[System, Task]]:
+    """Ours, and ours on the items alone where that is less; prepared here, so that no measured process prepares."""
+    from dataclasses import replace
+
+    from constellation.commands.benchmarks.throughput_ours import data_set
+    from constellation.journeys.prepare import prepare
+
+    systems = [(our_system(events.clock), task)]
+    prepare(data_set(Path(task.folder), events.clock))
+    if events.says_more_than_items:
+        alone, folder = events.items_alone(), Path(task.folder) / "items"
+        folder.mkdir()
+        alone.write(folder)
+        prepare(data_set(folder, alone.clock))
+        systems.append((our_system(alone.clock, OURS_ITEMS), replace(task, folder=str(folder))))
+    return systems
+
+
+def _rows_of(
+    shape: Shape,
+    events: Events,
+    task: Task,
+    threads: int,
+    ours: Sequence[System],
+    peers: Sequence[System],
+    found: Mapping[tuple[int, str], Sequence[tuple[dict[str, float], ...]]],
+    rates: Sequence[Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    facts = {
+        "shape": shape.name,
+        "num_threads": threads,
+        "num_journeys": events.num_journeys,
+        "num_events": len(events.item_N),
+        "num_items": events.num_items,
+        "max_length": task.max_length,
+        "batch": task.batch,
+    }
+    rounds = [measured for (of, _), all_of in found.items() if of == threads for measured in all_of]
     rows = []
-    for threads in num_threads:
-        facts = {
-            "shape": shape.name,
-            "num_threads": threads,
-            "num_journeys": events.num_journeys,
-            "num_events": len(events.item_N),
-            "num_items": events.num_items,
-            "max_length": task.max_length,
-            "batch": task.batch,
-        }
-        found = _summary(alone[threads])
-        ceilings = _ceilings(found["events_per_second"], operations, rates[threads])
-        rows.append(facts | {"system": OURS, "loss": ours.loss} | found | ceilings)
-        for peer in peers:
-            both = pairs.get((threads, peer.name))
-            if both and peer.name not in failed:
-                of_peers = _summary([of_peer for _, of_peer in both])
-                rows.append(facts | {"system": peer.name, "loss": peer.loss} | of_peers | _ratios(both))
+    for place, system in enumerate(ours):
+        summary = _summary([measured[place] for measured in rounds])
+        row = facts | {"system": system.name, "loss": system.loss} | summary
+        if place == 0:
+            row |= _ceilings(summary["events_per_second"], operations_per_event(events, task), rates)
+        rows.append(row)
+    for peer in peers:
+        measured = found.get((threads, peer.name), [])
+        if not measured or any(len(one) <= len(ours) for one in measured):
+            continue  # it failed
+        row = facts | {"system": peer.name, "loss": peer.loss} | _summary([one[-1] for one in measured])
+        row |= _ratios([(one[0], one[-1]) for one in measured])
+        if len(ours) > 1:
+            row |= {f"{ITEMS}{name}": x for name, x in _ratios([(one[1], one[-1]) for one in measured]).items()}
+        rows.append(row)
     return rows
 
 
@@ -213,12 +252,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{ours['num_events']:,} events, {ours['num_items']:,} items; last {ours['max_length']} events, "
             f"{ours['batch']} journeys a step; medians [slowest, fastest]"
         )
-        print(f"{'system':<16}{'loss':<14}{'events/s':>10}  {'':<20}{'CPU s/M':>9}{'peak GiB':>10}  ours / it")
+        print(f"{'system':<20}{'loss':<14}{'events/s':>10}  {'':<20}{'CPU s/M':>9}{'peak GiB':>10}  ours / it")
         for row in here:
             span = f"[{row['events_per_second_min']:,.0f}, {row['events_per_second_max']:,.0f}]"
             ratio = f"{row['ratio']:.2f} [{row['ratio_min']:.2f}, {row['ratio_max']:.2f}]" if "ratio" in row else ""
             print(
-                f"{row['system']:<16}{row['loss']:<14}{row['events_per_second']:>10,.0f}  {span:<20}"
+                f"{row['system']:<20}{row['loss']:<14}{row['events_per_second']:>10,.0f}  {span:<20}"
                 f"{row['cpu_seconds_per_million_events']:>9,.1f}{row['peak_memory_gib']:>10.2f}  {ratio}".rstrip()
             )
         for label, peer in (("same loss, best peer", best_peer(here, True)), ("fastest", best_peer(here, False))):
@@ -227,6 +266,12 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
                     f"  {label}: {peer['ratio']:.2f} x {peer['system']} ({peer['cpu_ratio']:.2f} by CPU time), "
                     f"at {peer['memory_ratio']:.2f} of its memory"
                 )
+        like = best_peer(here, True, on=f"{ITEMS}ratio")
+        if like is not None:
+            print(
+                f"  same loss on the items alone: {like[f'{ITEMS}ratio']:.2f} x {like['system']} "
+                f"({like[f'{ITEMS}cpu_ratio']:.2f} by CPU time), at {like[f'{ITEMS}memory_ratio']:.2f} of its memory"
+            )
         ceilings = ", ".join(
             f"{ours[f'ceiling_{name}']:,.0f} in {name} ({ours[f'share_of_ceiling_{name}']:.1%} reached; "
             f"{ours[f'matrix_rate_{name}'] / 1e9:,.0f} G/s)"
@@ -235,19 +280,20 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         print(f"  {ours['operations_per_event'] / 1e6:.2f} million operations an event; ceiling {ceilings}")
 
 
-def best_peer(rows: Sequence[Mapping[str, Any]], same_loss: bool) -> Mapping[str, Any] | None:
+def best_peer(rows: Sequence[Mapping[str, Any]], same_loss: bool, *, on: str = "ratio") -> Mapping[str, Any] | None:
     """Of the peers with the full softmax, or of those with a cheaper loss, the one that comes nearest; None without.
 
-    Nearest by the ratio of measurements side by side: by rate alone, one slow minute of a shared machine would make the
-    second best the best, and flatter us.
+    Nearest by the ratio ``on`` of measurements side by side: by rate alone, one slow minute of a shared machine would
+    make the second best the best, and flatter us.
     """
-    peers = [row for row in rows if row["system"] != OURS and (row["loss"] == FULL_SOFTMAX) == same_loss]
-    return min(peers, key=lambda row: row["ratio"], default=None)
+    peers = [row for row in rows if on in row and (row["loss"] == FULL_SOFTMAX) == same_loss]
+    return min(peers, key=lambda row: row[on], default=None)
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """``throughput/<shape>/<system>/<metric>`` and ``throughput/<shape>/ratio_same_loss``, for one thread.
 
+    Those of ours on the items alone are ``throughput/<shape>/items_ratio_same_loss`` and so on.
     Metrics of several threads end in ``_<number>_threads``.
     """
     metrics: dict[str, float] = {}
@@ -255,7 +301,7 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         here = [row for row in rows if (row["shape"], row["num_threads"]) == (shape, threads)]
         end = "" if threads == 1 else f"_{threads}_threads"
         for row in here:
-            for name in (*METRICS, *RATIOS, *CEILINGS):
+            for name in (*METRICS, *RATIOS, *ITEMS_RATIOS, *CEILINGS):
                 if name in row:
                     metrics[f"throughput/{shape}/{row['system']}/{name}{end}"] = float(row[name])
         for label, same_loss in (("same_loss", True), ("fastest", False)):
@@ -263,4 +309,9 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if peer is not None:
                 for name in RATIOS:
                     metrics[f"throughput/{shape}/{name.replace('ratio', f'ratio_{label}')}{end}"] = float(peer[name])
+        like = best_peer(here, True, on=f"{ITEMS}ratio")
+        if like is not None:
+            for name in RATIOS:
+                place = f"throughput/{shape}/{ITEMS}{name.replace('ratio', 'ratio_same_loss')}{end}"
+                metrics[place] = float(like[f"{ITEMS}{name}"])
     return metrics

@@ -17,6 +17,9 @@ from constellation.commands.benchmarks.throughput_meter import RESULT, Task
 from constellation.errors import InputError
 
 OURS = "constellation"
+OURS_ITEMS = "constellation_items"
+"""Ours on just what peers read that take one item per event: no baskets, fields, amounts or times."""
+
 FULL_SOFTMAX = "full softmax"
 """The loss of ours and of its nearest peers; any other loss is a cheaper one of the peer's own."""
 
@@ -39,9 +42,9 @@ class Failed(RuntimeError):
     """A system that gave no result; the message says why."""
 
 
-def our_system(clock: str) -> System:
+def our_system(clock: str, name: str = OURS) -> System:
     module = "constellation.commands.benchmarks.throughput_ours"
-    return System(OURS, FULL_SOFTMAX, "this package", (sys.executable, "-m", module), {"clock": clock})
+    return System(name, FULL_SOFTMAX, "this package", (sys.executable, "-m", module), {"clock": clock})
 
 
 def peers_folder() -> Path | None:
@@ -128,7 +131,7 @@ def _environment(system: System, folder: Path, num_threads: int) -> dict[str, st
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
     kept |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(num_threads))
     kept |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    if system.name != OURS:
+    if system.name not in (OURS, OURS_ITEMS):
         beside = folder / "meter"
         beside.mkdir(exist_ok=True)
         shutil.copy(throughput_meter.__file__, beside / "throughput_meter.py")

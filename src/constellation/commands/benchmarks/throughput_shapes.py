@@ -60,6 +60,18 @@ class Events:
     def num_products(self) -> int:
         return self.num_items if self.products is None else len(self.products[2])
 
+    @property
+    def says_more_than_items(self) -> bool:
+        """Whether an event has more to it than one item and its place: a time, several products, fields."""
+        several_types = len(self.categories[EVENT_TYPE][1]) > 1
+        return self.clock != "order" or self.products is not None or several_types or len(self.categories) > 1
+
+    def items_alone(self) -> Events:
+        """What systems read that take one item per event: the items in their order, and nothing else."""
+        place_N = np.arange(len(self.item_N)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        types = {EVENT_TYPE: (np.ones(len(self.item_N), dtype=np.int64), ["event"])}
+        return Events(self.offsets, place_N, self.item_N, self.num_items, types, clock="order")
+
     def write(self, folder: Path) -> None:
         """Write ``sequences.npz`` for peers (see ``throughput_meter.Task``) and the event table ``events.parquet``."""
         import polars as pl
