@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
+from constellation.distributions.season import Season
+
 if TYPE_CHECKING:
     from constellation.encoders.base import Encoder
     from constellation.encoders.readout import Readout
@@ -29,6 +31,8 @@ class JourneyModel(nn.Module):
         self.objectives = nn.ModuleDict(dict(objectives))
         for objective in objectives.values():
             objective.connect(encoder)
+        horizons_days = sorted({days for objective in objectives.values() for days in objective.horizons_days})
+        self.season = Season([f"{kind}_{days}d" for kind in ("value", "purchases") for days in horizons_days])
 
     def forward(self, batch: JourneyBatch) -> tuple[Tensor, Tensor]:
         """States of the events [N, D] and readouts of the queries [Q, D']."""
@@ -41,15 +45,24 @@ class JourneyModel(nn.Module):
         states_ND, readout_QD = self(batch)
         return {name: objective.loss(states_ND, readout_QD, batch) for name, objective in self._each()}
 
-    def predict(self, batch: JourneyBatch, levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
-        """Answers of all objectives to the queries, by the names of docs/design.md; callers switch gradients off."""
+    def predict(
+        self, batch: JourneyBatch, levels: Sequence[float] | Tensor, *, only: str | None = None
+    ) -> dict[str, Tensor]:
+        """Answers of all objectives to the queries, by the names of docs/design.md; callers switch gradients off.
+
+        What the season of earlier years taught moves the level of money and purchases, see :class:`Season`.
+        only: the name of the one objective that is asked; the others may be slow.
+        """
         _, readout_QD = self(batch)
         answers: dict[str, Tensor] = {}
-        for _, objective in self._each():
-            found = objective.predict(readout_QD, batch, levels)
+        asked = self.season.asked_levels(levels, readout_QD) if self.season.has_learned else levels
+        for name, objective in self._each():
+            if only not in (None, name):
+                continue
+            found = objective.predict(readout_QD, batch, asked)
             assert not answers.keys() & found.keys(), "two objectives answer the same question"
             answers |= found
-        return answers
+        return answers if asked is levels else self.season(answers, batch.cutoff_Q, asked, levels)
 
     def _each(self) -> Iterator[tuple[str, Objective]]:
         for name, objective in self.objectives.items():

@@ -64,8 +64,9 @@ def test_learns_who_spends():
 
 
 def test_the_state_dict_holds_no_derived_buffers():
-    """Scalers come from the vocabulary, so only what is learned and what the head starts from is saved."""
+    """Scalers come from the vocabulary: saved are what is learned, what the head starts from, and the season."""
     model = small_model(tiny_vocabulary())
     learned = {name for name, _ in model.named_parameters()}
     rest = set(model.state_dict()) - learned
-    assert rest == {f"objectives.value.{name}" for name in ("location_K", "scale_K", "mean_K")}
+    season = {f"season.{name}" for name, _ in model.season.named_buffers()}
+    assert rest == {f"objectives.value.{name}" for name in ("location_K", "scale_K", "mean_K")} | season

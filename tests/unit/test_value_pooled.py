@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file, save_model
 
 from constellation.errors import InputError
 from constellation.journeys.windows import ask
@@ -44,6 +44,18 @@ def test_alone_each_part_answers_as_it_would(pooled: ValuePooled) -> None:
         for name, expected in wanted.items():
             if not name.endswith(f"_{HORIZONS_DAYS[1]}d_quantiles"):  # of random heads they fall, of a pool they do not
                 torch.testing.assert_close(answers[name], expected)
+
+
+def test_expected_values_have_a_share_of_their_own(pooled: ValuePooled) -> None:
+    batch, readout_QD = asked()
+    heads, process = (part.predict(readout_QD, batch, LEVELS) for part in (pooled.heads, pooled.process))
+    pooled.share_T.copy_(torch.tensor([0.25, 0.5]))
+    pooled.mean_share_T.copy_(torch.tensor([0.75, 0.125]))
+    answers = pooled.predict(readout_QD, batch, LEVELS)
+    for kind, share, mean_share in (("value", 0.25, 0.75), ("purchases", 0.5, 0.125)):
+        for part, wanted in (("p_zero", share), ("expected", mean_share)):
+            name = f"{kind}_{HORIZONS_DAYS[0]}d_{part}"
+            torch.testing.assert_close(answers[name], wanted * heads[name] + (1 - wanted) * process[name])
 
 
 def test_expected_values_are_averaged_and_zeros_agree(pooled: ValuePooled) -> None:
@@ -102,12 +114,22 @@ def test_the_slice_decides_and_the_weights_keep_it(pooled: ValuePooled, tmp_path
         for kind, realised_QK in (("value", queries.value_QK), ("purchases", queries.purchases_QK)):
             truth_Q1 = np.asarray(realised_QK[:, column], dtype=np.float64)[:, None]
             spread_L = np.linspace(0.8, 1.2, 100)
-            right[f"{kind}_{days}d_quantiles"] = np.sort(truth_Q1 * spread_L, axis=1)
-            wrong[f"{kind}_{days}d_quantiles"] = np.sort(truth_Q1 * spread_L * 3 + 5, axis=1)
+            target = f"{kind}_{days}d"
+            right[f"{target}_quantiles"] = np.sort(truth_Q1 * spread_L, axis=1)
+            wrong[f"{target}_quantiles"] = np.sort(truth_Q1 * spread_L * 3 + 5, axis=1)
+            right[f"{target}_expected"], wrong[f"{target}_expected"] = truth_Q1[:, 0], np.ones(60)
     pooled.settle(right, wrong, queries)
-    assert all(share > 0.95 for share in pooled.shares().values())
+    assert list(pooled.shares()) == ["share_value", "share_purchases", "mean_share_value", "mean_share_purchases"]
+    # A constant ranks nobody, so that any blend ranks as the other does: by a parabola three quarters are best.
+    assert all(share > 0.95 for share in pooled.share_T.tolist())
+    assert all(share > 0.7 for share in pooled.mean_share_T.tolist())
     pooled.settle(wrong, right, queries)
-    assert all(share < 0.05 for share in pooled.shares().values())
+    assert all(share < 0.05 for share in pooled.share_T.tolist())
+    assert all(share < 0.3 for share in pooled.mean_share_T.tolist())
+    crossed = {name: (right if name.endswith("expected") else wrong)[name] for name in right}
+    pooled.settle(crossed, {name: (wrong if name.endswith("expected") else right)[name] for name in right}, queries)
+    assert pooled.shares()["share_value"] < 0.1
+    assert pooled.shares()["mean_share_value"] > pooled.shares()["share_value"] + 0.2
     pooled.teach(HORIZONS_DAYS[:1])
     save_model(pooled, str(tmp_path / "weights.safetensors"))
     again = ValuePooled(tiny_vocabulary(), 3, WIDTH, HORIZONS_DAYS, family=Quantiles(num_levels=5), process=ParetoNbd())
@@ -116,6 +138,16 @@ def test_the_slice_decides_and_the_weights_keep_it(pooled: ValuePooled, tmp_path
     other.settle_as(pooled)
     assert again.shares() == other.shares() == pooled.shares()
     assert again.taught_K.tolist() == [True, False]
+
+
+def test_older_weights_go_on_with_one_share_for_both(pooled: ValuePooled, tmp_path: Path) -> None:
+    pooled.only(0.25)
+    whole = torch.nn.ModuleDict({"value": pooled})
+    weights = {name: part for name, part in whole.state_dict().items() if name != "value.mean_share_T"}
+    save_file(weights, str(tmp_path / "weights.safetensors"))
+    again = ValuePooled(tiny_vocabulary(), 3, WIDTH, HORIZONS_DAYS, family=Quantiles(num_levels=5), process=ParetoNbd())
+    load_model(torch.nn.ModuleDict({"value": again}), str(tmp_path / "weights.safetensors"))
+    assert again.mean_share_T.tolist() == again.share_T.tolist() == [0.25, 0.25]
 
 
 def test_a_share_must_be_one() -> None:

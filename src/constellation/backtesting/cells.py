@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from constellation.errors import InputError
+from constellation.tracking.settings import check_settings
 
 if TYPE_CHECKING:
     import pandas
@@ -122,27 +122,12 @@ def columns(folder: Path, key: Key, target: str) -> pandas.DataFrame | None:
 
 def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
     """Cells of two different backtests must not mix: raises InputError where the finished ones had other settings."""
-    mine = {name: json.dumps(value, sort_keys=True, default=str) for name, value in _flat(settings)}
-    path = folder / "cells" / "settings.json"
-    if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        different = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-        if different:
-            listed = "; ".join(f"{name}: {theirs.get(name)} then, {mine.get(name)} now" for name in different[:6])
-            raise InputError(
-                f"The finished cells in {folder} come from other settings ({listed}). Resume with the same, or choose "
-                "another folder with output=DIR."
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for name, value in tree.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, tree
+    check_settings(
+        folder / "cells" / "settings.json",
+        settings,
+        f"The finished cells in {folder} come from",
+        "Resume with the same, or choose another folder with output=DIR.",
+    )
 
 
 def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from constellation.errors import InputError
+from constellation.journeys.derived_windows import settle
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.windows import CLOCK_CHANGE, Windows, format_time, parse_cutoff
 
@@ -71,6 +72,7 @@ def plan(
             "(clock: order). Use `constellation train`, which splits by order."
         )
     horizons_days = horizons_days or windows.backtest_horizons_days or windows.horizons_days
+    horizons_days = horizons_days or settle(windows, store).horizons_days
     origins = origins or windows.backtest_origins
     chosen = sorted({int(days) for days in horizons_days})
     if not chosen or chosen[0] < 1:

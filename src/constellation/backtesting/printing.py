@@ -48,7 +48,10 @@ class Progress:
             self.seconds[key.system].append(cells[0].seconds)
         said = []
         for cell in cells:
-            target = next((name for name in cell.targets if "crps" in cell.targets[name].metrics), None)
+            scored = {name: score.metrics for name, score in cell.targets.items() if "crps" in score.metrics}
+            # Of money that is zero throughout no bias is known, and the purchases say more.
+            known = [name for name, metrics in scored.items() if math.isfinite(metrics.get("bias_total", math.nan))]
+            target = next(iter([*known, *scored]), None)
             if cell.status != SCORED:
                 said.append(f"{key_days(cell)} {cell.status}")
             elif target is not None:
@@ -74,15 +77,18 @@ def key_days(cell: Cell) -> str:
     return f"{cell.key.horizon_days}d"
 
 
-def print_league(league: League) -> None:
-    """A table per target: the mean over origins, under it the worst origin, beside it the spread over origins."""
+def print_league(league: League, targets: Sequence[str] | None = None) -> None:
+    """A table per target: the mean over origins, under it the worst origin, beside it the spread over origins.
+
+    targets: those to show; null: all.
+    """
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     rows = {(row.target, row.system, row.metric): row for row in league.standings()}
-    for target in league.targets:
+    for target in league.targets if targets is None else targets:
         systems = league.systems(target)
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
         table.add_column("system", no_wrap=True)

@@ -8,12 +8,19 @@ import numpy as np
 
 from constellation.backtesting.cells import NO_ANSWER, NOT_TRAINABLE, SCORED, Cell, Key, TargetScore
 from constellation.backtesting.origins import Origin
-from constellation.backtesting.systems import Answers, Fit, realised, targets_of
+from constellation.backtesting.systems import TARGETS, Answers, Fit, Task, realised, targets_of
 from constellation.journeys.store import MICROSECONDS_PER_DAY
 from constellation.journeys.windows import CLOCK_CHANGE, Queries
 from constellation.metrics.bootstrap import CustomerBootstrap
 from constellation.metrics.value import ValueColumns, ValueStatistics
-from constellation.recalibration import PastTotal, Recalibrator, Shock, relative_noise, total_interval
+from constellation.recalibration import (
+    PastTotal,
+    Recalibrator,
+    Shock,
+    measured_swings,
+    relative_noise,
+    total_interval,
+)
 
 AS_FITTED = "none"
 """What the table says of a system that was not recalibrated."""
@@ -63,6 +70,20 @@ def past_totals(cells: Iterable[Cell], system: str, seed: int, name: str, before
         facts = {part: float(score.facts[f"total_{part}"]) for part in ("expected", "realised", "noise")}
         past.append(PastTotal(cell.cutoff, key.horizon_days, facts["expected"], facts["realised"], facts["noise"]))
     return past
+
+
+def learned_shocks(
+    recalibrator: Recalibrator, cells: Iterable[Cell], system: str, seed: int, task: Task
+) -> dict[str, Shock]:
+    """By kind, from the system's own totals of earlier origins and from what customers did before this one."""
+    earlier = list(cells)
+    origin, store = task.origin, task.store
+    first, longest_days = task.base_windows.earliest(store), min(origin.horizons_days)
+    swings = measured_swings(store, origin.cutoff, first=first, longest_days=longest_days)
+    return {
+        kind: recalibrator.learn_shock(past_totals(earlier, system, seed, kind, origin), swings.get(kind))
+        for kind in TARGETS
+    }
 
 
 def score_cells(

@@ -1,4 +1,4 @@
-"""The linear pool of two forecasts: its quantiles, and how far each should be believed by the CRPS."""
+"""The linear pool of two forecasts: its quantiles, and how far to believe each, by the CRPS and by how they rank."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 ROUNDING = 1e-6
@@ -40,9 +41,10 @@ def squared_distance(first_QM: np.ndarray, second_QM: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one slice says of two forecasts, in units of its mean CRPS.
+    """What one slice says of two forecasts.
 
-    better: how much lower the first one's CRPS is, [Q]; apart: squared distance between the two, its mean.
+    better: by how much the first one is, [Q]; apart: D, how much pooling gains. The pool with share w of the first is
+    as bad as ``w A + (1 - w) C - w (1 - w) D``, with A and C of the two alone: the best share is 1/2 + better / 2D.
     """
 
     better_Q: np.ndarray
@@ -50,24 +52,59 @@ class Evidence:
 
     @classmethod
     def of(cls, realised_Q: np.ndarray, first_QM: np.ndarray, second_QM: np.ndarray) -> Evidence:
+        """Of two distributions: their CRPS in units of its mean, and the squared distance between them."""
         first_Q, second_Q = crps_of(realised_Q, first_QM), crps_of(realised_Q, second_QM)
         unit = max(float(first_Q.mean() + second_Q.mean()) / 2, 1e-12)
         return cls((second_Q - first_Q) / unit, float(squared_distance(first_QM, second_QM).mean()) / unit)
 
+    @classmethod
+    def of_ranks(cls, realised_Q: np.ndarray, first_Q: np.ndarray, second_Q: np.ndarray) -> Evidence:
+        """Of two expected values: how well each ranks, as the sum of the normalised Gini and of Spearman.
+
+        Both are means over customers of a weight times the customer's rank, so noise is known as of any mean. In w the
+        score is drawn as the parabola through the first alone, the second alone and halves of both, each brought to
+        the slice's total: who misses that by less is the calendar's doing. realised: below 0, of refunds, counts as 0.
+        """
+        realised_Q = np.maximum(np.asarray(realised_Q, dtype=np.float64), 0.0)
+        rank_Q = _centred_ranks(realised_Q)
+        if not rank_Q.any():
+            return cls(np.zeros(len(realised_Q)), 0.0)
+        num = len(rank_Q)
+        untied = (num**2 - 1) / (12 * num)  # sum of the squares of ranks without ties, as forecasts have them
+        weight_Q = num * (realised_Q / (realised_Q @ rank_Q) + rank_Q / np.sqrt(untied * (rank_Q @ rank_Q)))
+        first_Q, second_Q = (_levelled(np.asarray(part, dtype=np.float64), realised_Q) for part in (first_Q, second_Q))
+        one_Q, other_Q, halves_Q = (
+            weight_Q * _centred_ranks(part_Q) for part_Q in (first_Q, second_Q, (first_Q + second_Q) / 2)
+        )
+        return cls(one_Q - other_Q, 4 * float((halves_Q - (one_Q + other_Q) / 2).mean()))
+
     @staticmethod
-    def share(slices: Sequence[Evidence], *, prior_sd: float) -> float:
-        """The first one's share in the pool of least CRPS, drawn towards a half by its noise; in [0, 1].
+    def share(slices: Sequence[Evidence], *, prior_sd: float, prior: float = 0.5) -> float:
+        """The first one's share in the best pool, drawn towards ``prior`` by its noise; in [0, 1].
 
         Slices are about the same customers, so their noise is not divided by their number. The prior of the share is
-        normal about a half, and so is the slice's word: the answer is the mean of the posterior.
+        normal, and so is the slice's word: the answer is the mean of the posterior. Where pooling gains nothing, the
+        slice says nothing of the share, and it is the prior's.
         """
         apart = float(np.mean([part.apart for part in slices]))
         if apart <= 1e-9:
-            return 0.5
-        step = float(np.mean([part.better_Q.mean() for part in slices])) / (2 * apart)
+            return prior
+        best = np.clip(0.5 + np.mean([part.better_Q.mean() for part in slices]) / (2 * apart), 0.0, 1.0)
         errors = [part.better_Q.std() / np.sqrt(max(len(part.better_Q), 1)) for part in slices]
         noise = float(np.mean(errors)) / (2 * apart)
-        return float(np.clip(0.5 + step * prior_sd**2 / (prior_sd**2 + noise**2), 0.0, 1.0))
+        believed = prior_sd**2 / (prior_sd**2 + noise**2)
+        return float(np.clip(prior + (best - prior) * believed, 0.0, 1.0))
+
+
+def _centred_ranks(values_Q: np.ndarray) -> np.ndarray:
+    """Ranks over their number, less their mean; ties at their middle rank."""
+    return (rankdata(values_Q) - (len(values_Q) + 1) / 2) / max(len(values_Q), 1)
+
+
+def _levelled(expected_Q: np.ndarray, realised_Q: np.ndarray) -> np.ndarray:
+    """The same, with the total of what came; as it was where either total is nothing."""
+    expected, realised = float(expected_Q.sum()), float(realised_Q.sum())
+    return expected_Q * (realised / expected) if expected > 0 and realised > 0 else expected_Q
 
 
 def crps_of(realised_Q: np.ndarray, members_QM: np.ndarray) -> np.ndarray:

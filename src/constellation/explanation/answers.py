@@ -95,8 +95,7 @@ class Answer:
 
     def predict(self, model: JourneyModel, batch: JourneyBatch) -> dict[str, Tensor]:
         """What the one objective says; the others, perhaps slow, are not asked."""
-        _, readout_QD = model(batch)
-        return cast("Objective", model.objectives[self.objective]).predict(readout_QD, batch, [self.level])
+        return model.predict(batch, [self.level], only=self.objective)
 
 
 def _names(shapes: Mapping[str, int]) -> list[str]:

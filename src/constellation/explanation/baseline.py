@@ -87,7 +87,7 @@ class Baseline:
         for batch, _ in batches:
             batch = batch.to(device)
             chosen_Q = answer.choose(answer.predict(model, batch))
-            with moved(model, layers, batch, baseline.ends(layers, batch).baseline) as average:
+            with moved(layers, batch, baseline.ends(layers, batch).baseline) as average:
                 total += float(answer.of(answer.predict(model, average), chosen_Q).double().sum())
         baseline.prediction = total / max(len(reference), 1)
         return baseline

@@ -60,12 +60,12 @@ def integrate(
         chosen_Q = answer.choose(answer.predict(model, batch))
         values = []
         for share in (0.0, 1.0):
-            with moved(model, layers, batch, ends.at(share)) as there:
+            with moved(layers, batch, ends.at(share)) as there:
                 values.append(answer.of(answer.predict(model, there), chosen_Q).double())
     means = {name: torch.zeros_like(start, dtype=torch.float64) for name, start in ends.baseline.items()}
     for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
         inputs = ends.at((node + 1) / 2)
-        with torch.enable_grad(), _recurrent_gradients(batch), moved(model, layers, batch, inputs) as there:
+        with torch.enable_grad(), _recurrent_gradients(batch), moved(layers, batch, inputs) as there:
             found_Q = answer.of(answer.predict(model, there), chosen_Q)
             if not found_Q.requires_grad:
                 raise InputError(

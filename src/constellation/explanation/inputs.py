@@ -116,9 +116,7 @@ class Ends:
 
 
 @contextmanager
-def moved(
-    model: JourneyModel, layers: Layers, batch: JourneyBatch, inputs: dict[str, Tensor]
-) -> Iterator[JourneyBatch]:
+def moved(layers: Layers, batch: JourneyBatch, inputs: dict[str, Tensor]) -> Iterator[JourneyBatch]:
     """The batch with ``inputs`` in the place of what it holds; within the block the layers give what they say.
 
     Not moved: number, order and times of the events as attention and recurrence see them, and the purchase record that

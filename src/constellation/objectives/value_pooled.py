@@ -7,7 +7,7 @@ believed is learned at the validation cutoff and drawn towards halves by the noi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,14 +34,20 @@ NUM_MEMBERS = 200
 PRIOR_SD = 0.5
 """Of the heads' share about a half, before the slice has spoken: all of [0, 1] is likely."""
 
+MEAN_PRIOR_SD = 0.2
+"""Of their share in expected values about that in distributions: ranks of one slice are noisy (experiments/0006)."""
+
 
 class ValuePooled(Objective):
     """``Value`` and ``ValueBtyd`` on one readout, trained together, answered by their linear pool.
 
-    With share w of the heads the distribution is ``w F + (1 - w) G``: expected values and P(zero) are averaged,
-    quantiles are those of the mixture. Its CRPS is ``w A + (1 - w) C - w (1 - w) D`` with A and C those of the parts
-    and D the squared distance between them (Cramér), so the best share is ``1/2 + (C - A) / 2D``: one number for money
-    and one for purchases, over all horizons that the slice has seen. ``settle`` learns it, and a refit keeps it.
+    With share w of the heads the distribution is ``w F + (1 - w) G``: P(zero) is averaged, quantiles are those of the
+    mixture. Its CRPS is ``w A + (1 - w) C - w (1 - w) D`` with A and C those of the parts and D the squared distance
+    between them (Cramér), so the best share is ``1/2 + (C - A) / 2D``: one number for money and one for purchases, over
+    all horizons that the slice has seen. ``settle`` learns it, and a refit keeps it.
+
+    Expected values have shares of their own, learned from how the two rank customers (``Evidence.of_ranks``) and drawn
+    to those of the distributions: who tells customers apart best need not know best how far each may stray.
 
     A horizon that no label teaches is answered by the process alone; so this objective answers every horizon. Longer
     horizons never fall below shorter ones.
@@ -54,6 +60,7 @@ class ValuePooled(Objective):
     name = "value"
     needs_horizon_labels = False
     share_T: Tensor
+    mean_share_T: Tensor
     taught_K: Tensor
 
     def __init__(
@@ -90,6 +97,7 @@ class ValuePooled(Objective):
         )
         self.process_weight, self.start_share = process_weight, float(share)
         self.register_buffer("share_T", torch.full((len(KINDS),), self.start_share))
+        self.register_buffer("mean_share_T", torch.full((len(KINDS),), self.start_share))
         self.register_buffer("taught_K", torch.ones(len(self.horizons_days), dtype=torch.bool))
 
     def teach(self, horizons_days: Sequence[int]) -> None:
@@ -119,11 +127,11 @@ class ValuePooled(Objective):
         members_L = (torch.arange(NUM_MEMBERS, device=readout_QD.device, dtype=torch.float64) + 0.5) / NUM_MEMBERS
         parts = [part.predict(readout_QD, batch, members_L) for part in (self.heads, self.process)]
         answers = {name: parts[1][name] for name in ("value_lifetime_expected", "p_alive")}
-        for kind, share in zip(KINDS, self.share_T, strict=True):
+        for kind, shares in zip(KINDS, torch.stack([self.share_T, self.mean_share_T], dim=1), strict=True):
             shorter: dict[str, Tensor] = {}
             for days, taught in zip(self.horizons_days, self.taught_K, strict=True):
-                target, share_of = f"{kind}_{days}d", torch.where(taught, share, torch.zeros_like(share))
-                pooled = self._pooled(target, share_of, parts, levels)
+                target, share, mean_share = f"{kind}_{days}d", *torch.where(taught, shares, torch.zeros_like(shares))
+                pooled = self._pooled(target, share, mean_share, parts, levels)
                 if shorter:
                     pooled["expected"] = torch.maximum(pooled["expected"], shorter["expected"])
                     pooled["p_zero"] = torch.minimum(pooled["p_zero"], shorter["p_zero"])
@@ -133,11 +141,19 @@ class ValuePooled(Objective):
         return answers
 
     def _pooled(
-        self, target: str, share: Tensor, parts: list[dict[str, Tensor]], levels: Sequence[float] | Tensor
+        self,
+        target: str,
+        share: Tensor,
+        mean_share: Tensor,
+        parts: list[dict[str, Tensor]],
+        levels: Sequence[float] | Tensor,
     ) -> dict[str, Tensor]:
         heads, process = ({name: part[f"{target}_{name}"] for name in ("expected", "p_zero", "quantiles")}
                           for part in parts)  # fmt: skip
-        pooled = {name: share * heads[name] + (1 - share) * process[name] for name in ("expected", "p_zero")}
+        pooled = {
+            name: share_of * heads[name] + (1 - share_of) * process[name]
+            for name, share_of in (("expected", mean_share), ("p_zero", share))
+        }
         levels_L = as_levels(levels, heads["quantiles"])
         pooled["quantiles"] = pool_quantiles(heads["quantiles"], process["quantiles"], share, levels_L)
         return pooled
@@ -145,28 +161,47 @@ class ValuePooled(Objective):
     def settle(self, heads: Mapping[str, np.ndarray], process: Mapping[str, np.ndarray], queries: Queries) -> None:
         """Learn the shares from questions whose answers are known, and what each part alone said of them.
 
-        heads, process: answers by name with quantiles at equally likely levels [Q, L]; see ``only``.
+        heads, process: answers by name, with expected values [Q] and quantiles at equally likely levels
+        [Q, L]; see ``only``.
         """
         for place, kind in enumerate(KINDS):
             realised_QK = queries.value_QK if kind == "value" else queries.purchases_QK
-            evidence = []
+            evidence, of_ranks = [], []
             for column, days in enumerate(queries.horizons_days):
                 seen_Q = queries.observed_QK[:, column]
                 if days in self.horizons_days and self.taught_K[self.horizons_days.index(days)] and seen_Q.any():
                     quantiles = (part[f"{kind}_{days}d_quantiles"][seen_Q] for part in (heads, process))
-                    evidence.append(Evidence.of(realised_QK[seen_Q, column].astype(np.float64), *quantiles))
+                    means = (part[f"{kind}_{days}d_expected"][seen_Q] for part in (heads, process))
+                    realised_Q = realised_QK[seen_Q, column].astype(np.float64)
+                    evidence.append(Evidence.of(realised_Q, *quantiles))
+                    of_ranks.append(Evidence.of_ranks(realised_Q, *means))
             if evidence:
-                self.share_T[place] = Evidence.share(evidence, prior_sd=PRIOR_SD)
+                share = Evidence.share(evidence, prior_sd=PRIOR_SD)
+                self.share_T[place] = share
+                self.mean_share_T[place] = Evidence.share(of_ranks, prior_sd=MEAN_PRIOR_SD, prior=share)
 
     def only(self, share: float) -> None:
         """Answer by the heads alone (1), by the process alone (0), or by a given pool."""
         self.share_T.fill_(share)
+        self.mean_share_T.fill_(share)
 
     def shares(self) -> dict[str, float]:
-        """Of the heads, ``share_value`` and ``share_purchases``."""
-        return {f"share_{kind}": share for kind, share in zip(KINDS, self.share_T.tolist(), strict=True)}
+        """Of the heads: ``share_value``, ``share_purchases``; in expected values ``mean_share_value``, and so on."""
+        named = {"share": self.share_T, "mean_share": self.mean_share_T}
+        return {
+            f"{name}_{kind}": share
+            for name, share_T in named.items()
+            for kind, share in zip(KINDS, share_T.tolist(), strict=True)
+        }
 
     def settle_as(self, other: Objective) -> None:
         """Take the shares that another one, of the same settings, has learned."""
         assert isinstance(other, ValuePooled)
         self.share_T.copy_(other.share_T)
+        self.mean_share_T.copy_(other.mean_share_T)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Weights of before expected values had shares of their own: they go on with those of the distribution."""
+        if f"{prefix}share_T" in state_dict:
+            state_dict.setdefault(f"{prefix}mean_share_T", state_dict[f"{prefix}share_T"])
+        super()._load_from_state_dict(state_dict, prefix, *rest)

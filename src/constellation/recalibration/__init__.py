@@ -3,6 +3,7 @@
 from constellation.recalibration.corrections import Corrections
 from constellation.recalibration.learned import Recalibration
 from constellation.recalibration.recalibrator import Recalibrator
+from constellation.recalibration.swings import Swings, measured_swings
 from constellation.recalibration.totals import (
     EXACT_CUSTOMERS,
     PastTotal,
@@ -20,8 +21,10 @@ __all__ = [
     "Recalibration",
     "Recalibrator",
     "Shock",
+    "Swings",
     "Total",
     "Totals",
+    "measured_swings",
     "relative_noise",
     "total_interval",
 ]

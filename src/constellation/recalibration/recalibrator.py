@@ -22,6 +22,7 @@ from constellation.errors import InputError
 from constellation.journeys.store import MICROSECONDS_PER_DAY
 from constellation.metrics.value import randomised_pit
 from constellation.recalibration.learned import GRID, TAIL_POINTS, Recalibration, tail_unit
+from constellation.recalibration.swings import Swings
 from constellation.recalibration.totals import PastTotal, Shock
 
 ROWS_PER_GROUP = 200
@@ -44,7 +45,9 @@ class Recalibrator:
     shock: ``history``, totals get a common shock learned at earlier origins, from the prior where there are none; null:
     totals are sums of independent customers. prior_sd: of the log of that shock before anything is known, worth
     ``prior_windows`` windows; a tenth is an ordinary forecasting error of a business over a quarter, and is an
-    assumption. lasting_sd: of a fault that lasts from the slice to the origin: a bias seen once is believed by
+    assumption. assumed_windows: what ``prior_sd`` is worth in stretches of days beside the swings that the activity of
+    customers itself showed before the origin (``measured_swings``), which move it; null: nobody looks at the activity.
+    lasting_sd: of a fault that lasts from the slice to the origin: a bias seen once is believed by
     ``lasting^2 / (lasting^2 + shock^2 + noise^2)``, and so is a distortion of the distribution, without the noise.
     folds: of customers, where no slice of time is left.
     """
@@ -54,6 +57,7 @@ class Recalibrator:
     shock: str | None = "history"
     prior_sd: float = 0.1
     prior_windows: float = 4.0
+    assumed_windows: float | None = 4.0
     lasting_sd: float = 0.1
     folds: int = 2
 
@@ -67,6 +71,11 @@ class Recalibrator:
             raise InputError(
                 "recalibration.prior_sd, lasting_sd and prior_windows must be above 0, and folds at least 2; found "
                 f"{self.prior_sd}, {self.lasting_sd}, {self.prior_windows}, {self.folds}."
+            )
+        if self.assumed_windows is not None and self.assumed_windows <= 0:
+            raise InputError(
+                f"recalibration.assumed_windows must be above 0, or null to leave activity alone; found "
+                f"{self.assumed_windows}."
             )
 
     def learn(
@@ -122,11 +131,23 @@ class Recalibrator:
         points, values = x[kept], factor * ((1 - shape) * x + shape * y)[kept]
         return [0.0, *points.tolist()], [0.0, *values.tolist()]
 
-    def learn_shock(self, past: Sequence[PastTotal]) -> Shock:
+    def prior_variance(self, swings: Swings | None = None) -> float:
+        """Of the log of the shock before any total has come true: assumed, and moved by the swings of activity.
+
+        Swings move what is expected, and never how little it counts beside totals that came true: a system can be
+        wrong where the calendar is calm.
+        """
+        assumed = self.prior_sd**2
+        if swings is None or self.assumed_windows is None:
+            return assumed
+        num = swings.windows(self.prior_sd)
+        return (self.assumed_windows * assumed + num * max(swings.variance, 0.0)) / (self.assumed_windows + num)
+
+    def learn_shock(self, past: Sequence[PastTotal], swings: Swings | None = None) -> Shock:
         """The common shock from totals that have come true; windows that overlap count once.
 
         The log of realised over expected, its square less what chance alone explains, averaged over windows and joined
-        with the prior as variances are (scaled inverse chi-squared).
+        with the prior as variances are (scaled inverse chi-squared). swings: of the customers' activity of this kind.
         """
         if self.shock is None:
             return Shock()
@@ -143,7 +164,7 @@ class Recalibrator:
         num_windows = max(weights, default=0.0)  # horizons of one origin look at the same days
         seen = float(np.average(variances, weights=weights)) if weights else 0.0
         degrees = self.prior_windows + num_windows
-        variance = (self.prior_windows * self.prior_sd**2 + num_windows * seen) / degrees
+        variance = (self.prior_windows * self.prior_variance(swings) + num_windows * seen) / degrees
         return Shock(float(np.sqrt(variance)), degrees, num_windows)
 
 

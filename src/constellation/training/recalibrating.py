@@ -24,7 +24,14 @@ from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import Queries, Windows, ask, at_risk, panel
 from constellation.metrics import LEVELS
 from constellation.model import JourneyModel
-from constellation.recalibration import Corrections, PastTotal, Recalibrator, relative_noise
+from constellation.recalibration import (
+    Corrections,
+    PastTotal,
+    Recalibrator,
+    Swings,
+    measured_swings,
+    relative_noise,
+)
 from constellation.training.fit import fit
 from constellation.training.initial import Initial
 from constellation.training.learner import OptimizerFactory
@@ -70,7 +77,10 @@ def learn_corrections(
         for asked, said in _cross_fitted(splits, recalibrator.folds, missing, options, refit):
             _learn(corrections, past, recalibrator, asked, said, CROSS_FITTED)
     if recalibrator.shock is not None:
-        corrections.shocks = {kind: recalibrator.learn_shock(totals) for kind, totals in past.items() if totals}
+        swings = _swings(splits)
+        corrections.shocks = {
+            kind: recalibrator.learn_shock(totals, swings.get(kind)) for kind, totals in past.items() if totals
+        }
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{KEPT}.{os.getpid()}"
     partial.write_text(json.dumps({"settings": settings, "corrections": corrections.to_json()}), encoding="utf-8")
@@ -168,6 +178,18 @@ def _answers(
             if name.startswith(wanted):
                 found.setdefault(name, np.empty((len(questions), *values.shape[1:]), dtype=values.dtype))[rows] = values
     return found
+
+
+def _swings(splits: Splits) -> dict[str, Swings]:
+    """Of the training customers' activity before the test cutoff."""
+    windows = time_windows(splits.windows)
+    return measured_swings(
+        splits.store,
+        splits.test_cutoff,
+        first=windows.earliest(splits.store),
+        longest_days=windows.horizons_days[0],
+        journeys=splits.train_journeys,
+    )
 
 
 def _some(questions: Queries) -> Queries:

@@ -13,7 +13,7 @@ HEADS, PROCESS = 1.0, 0.0
 
 
 def settle(model: JourneyModel, gatherer: Gatherer, queries: Queries) -> dict[str, float]:
-    """Settle the model's pools, and say how: ``share_value`` and ``share_purchases`` of the heads; nothing without one.
+    """Settle the model's pools, and say how: the shares of the heads, see ``ValuePooled.shares``; nothing without one.
 
     queries: with known answers that the model has not learned from.
     """
@@ -30,7 +30,8 @@ def settle(model: JourneyModel, gatherer: Gatherer, queries: Queries) -> dict[st
 
 
 def settle_as(model: JourneyModel, settled: JourneyModel) -> None:
-    """A refit keeps what the selection settled."""
+    """A refit keeps what the selection settled, and its season until it has learned its own."""
+    model.season.take(settled.season)
     for pool, other in zip(_pools(model), _pools(settled), strict=True):
         pool.settle_as(other)
 

@@ -15,11 +15,13 @@ from constellation.answering import answer
 from constellation.errors import InputError
 from constellation.journeys.baskets import next_products, next_types, seen_products, take
 from constellation.journeys.batch import Gatherer
+from constellation.journeys.purchases import has_money
 from constellation.journeys.sampling import TrainingBatches
 from constellation.journeys.splits import Splits
 from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import Queries, Until
-from constellation.kernels.products import BFLOAT16
+from constellation.kernels.native import can_work
+from constellation.kernels.products import FLOAT32, FUSED
 from constellation.metrics import LEVELS, value
 from constellation.metrics.ranking import product_columns
 from constellation.model import JourneyModel
@@ -27,6 +29,7 @@ from constellation.training.fit import Fitted, fit
 from constellation.training.initial import Initial
 from constellation.training.learner import OptimizerFactory
 from constellation.training.options import TrainingOptions
+from constellation.training.seasons import learn_season
 from constellation.training.settling import settle, settle_as
 
 TRIED_QUESTIONS = 64
@@ -64,7 +67,8 @@ class Study:
             "train/waiting_share": self.selected.waiting_share,
             "train/peak_memory_gib": max(self.selected.peak_memory_gib, self.refitted.peak_memory_gib),
             "train/predicted_memory_gib": max(self.selected.predicted_memory_gib, self.refitted.predicted_memory_gib),
-            "train/bfloat16_products": float(self.refitted.products == BFLOAT16),
+            "train/bfloat16_products": float(self.refitted.products != FLOAT32),
+            "train/fused_layers": float(self.refitted.products == FUSED and can_work()),
             "train/num_parameters": float(sum(part.numel() for part in self.refitted.model.parameters())),
             **{f"train/{name}": value for name, value in self.settled.items()},
         }
@@ -123,7 +127,8 @@ def select_then_refit(
             report=lambda row: report("select", row),
         ),
     )
-    settled = settle(selected.model, gatherer, scorer.queries)
+    seasons = learn_season(selected.model, gatherer, splits, splits.select_until, seed=seed) if options.season else {}
+    settled = seasons | settle(selected.model, gatherer, scorer.queries)
     if not options.refit:
         return Study(selected, select_vocabulary, selected, select_vocabulary, monitor, settled)
     vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.refit_until)
@@ -149,6 +154,8 @@ def select_then_refit(
         ),
     )
     settle_as(refitted.model, selected.model)
+    if options.season:
+        settled |= learn_season(refitted.model, refit_batches.gatherer, splits, splits.refit_until, seed=seed)
     return Study(selected, select_vocabulary, refitted, vocabulary, monitor, settled)
 
 
@@ -166,7 +173,8 @@ def fit_vocabulary(splits: Splits, options: TrainingOptions, train: Queries, unt
 def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) -> str:
     """The metric that selects: what was asked for, else CRPS of money over the longest observed horizon.
 
-    Without horizons it is NDCG@10 of the next product.
+    Where no event has an amount, money is zero and tells nothing: then it is that of purchases. Without horizons it is
+    NDCG@10 of the next product.
     """
     if monitor is not None:
         return monitor.removeprefix("val/")
@@ -179,7 +187,7 @@ def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) 
             "No horizon that starts at val_cutoff ends by test_cutoff, so nothing can be selected. "
             "Move val_cutoff earlier or shorten horizons_days."
         )
-    return f"value_{observed[-1]}d/crps"
+    return f"{'value' if has_money(splits.store) else 'purchases'}_{observed[-1]}d/crps"
 
 
 def other_monitors(splits: Splits) -> list[str]:
