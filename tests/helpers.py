@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -344,10 +343,3 @@ def questions(draw: st.DrawFn, store: Store, max_size: int = 8) -> tuple[np.ndar
         moments |= st.sampled_from(sorted(set(store.time_N.tolist())))
     cutoff_Q = [draw(moments) - draw(st.sampled_from([0, 0, 1])) for _ in range(size)]
     return np.array(journey_Q, dtype=np.int64), np.array(cutoff_Q, dtype=np.int64)
-
-
-def console_environment() -> dict[str, str]:
-    """The environment of a console: nothing of the tester's own settings leaks in."""
-    away = ("MLFLOW_", "CONSTELLATION_", "RANK", "LOCAL_RANK")
-    kept = {name: text for name, text in os.environ.items() if not name.startswith(away)}
-    return kept | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from constellation.journeys.purchases import NO_MONEY, has_money, without_purchases
 from constellation.journeys.splits import Splits
 from constellation.journeys.store import Store
 from constellation.journeys.windows import format_time
@@ -26,6 +28,15 @@ class Report:
         self.run, self.name, self.store, self.splits = run, name, store, splits
         self._is_heard = True
 
+    @cached_property
+    def has_money(self) -> bool:
+        """Whether money is worth showing; else the number of purchases stands in its place."""
+        return has_money(self.store)
+
+    @property
+    def _headline(self) -> str:
+        return "value_" if self.has_money else "purchases_"
+
     def say(self, line: str) -> None:
         """A line for whoever listens; a reader that went away, such as ``head``, ends no training."""
         if self._is_heard:
@@ -43,11 +54,14 @@ class Report:
             f"{self.splits.windows.describe(store)}, "
             f"{int(self.splits.held_out_C.sum()):,} customers held out, seeds {list(seeds)}"
         )
+        missing = without_purchases(store) if self.splits.windows.horizons_days else None
+        if missing is not None:
+            self.say(f"WARNING: {missing}")
 
     def epoch(self, run: Run, phase: str, row: Mapping[str, float]) -> None:
         """One line per epoch; the same numbers go to MLflow under the phase."""
         shown = [f"{phase} epoch {int(row['epoch']):>3}", f"loss {row['train/loss']:.4f}"]
-        shown += [f"{name.removeprefix('val/')} {row[name]:.4f}" for name in row if _is_headline(name)]
+        shown += [f"{name.removeprefix('val/')} {row[name]:.4f}" for name in row if self._is_headline(name)]
         shown.append(f"{row['train/events_per_second']:,.0f} events/s")
         self.say("  ".join(shown))
         named = {f"{phase}/{name}": value for name, value in row.items() if name not in ("epoch", "step")}
@@ -82,25 +96,28 @@ class Report:
         """A table per target on the first split that is not validation; the other splits are in metrics.json."""
         from constellation.metrics.table import print_table
 
+        hidden = [target for _, target in evaluation.groups() if target.startswith("value_") and not self.has_money]
+        if hidden:
+            self.say(f"\n{NO_MONEY}")
         for split, target in evaluation.groups():
-            if split in ("test", "train"):
+            if split in ("test", "train") and target not in hidden:
                 print()
                 print_table(evaluation, split, target)
         self.run.log_table("metrics", evaluation.frame())
 
     def figures(self, evaluation: Evaluation, split: str) -> None:
-        """Decile calibration, Lorenz curves, predicted against realised and PIT, for money over each horizon."""
+        """Decile calibration, Lorenz curves, predicted against realised and PIT, for money (or, without, purchases)."""
         from constellation.metrics import plots
 
         for group, target in evaluation.groups():
-            if group != split or not target.startswith("value_"):
+            if group != split or not target.startswith(self._headline):
                 continue
             for name, figure in plots.value_figures(evaluation, split, target).items():
                 self.run.log_figure(f"{split}_{target}_{name}", figure)
 
     def slices(self, table: pandas.DataFrame) -> None:
-        """The model's headline metrics by slice: longest money horizon, or the products where there is none."""
-        targets = [target for target in table["target"].unique() if target.startswith("value_")]
+        """The model's headline metrics by slice: longest horizon of money (or, without, of purchases), or products."""
+        targets = [target for target in table["target"].unique() if target.startswith(self._headline)]
         targets = targets or [target for target in table["target"].unique() if target == "next_product"]
         if not targets:
             return
@@ -115,6 +132,6 @@ class Report:
         self.say(f"\nmodel, {targets[-1]}, by slice; customers without a label are in none")
         self.say(wide.reset_index().to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
-
-def _is_headline(name: str) -> bool:
-    return (name.startswith("val/value_") and name.endswith("/crps")) or name == "val/next_product/ndcg_at_10"
+    def _is_headline(self, name: str) -> bool:
+        of_value = name.startswith(f"val/{self._headline}") and name.endswith("/crps")
+        return of_value or name == "val/next_product/ndcg_at_10"

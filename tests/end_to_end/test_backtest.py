@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pandas as pd
 import pytest
 
 from constellation.cli import main
-from tests.helpers import console_environment
+from tests.end_to_end.console import SECONDS, console, console_environment, inside, metrics_of, said_in
 
 DATA = [
     "data=spenders", "data.source.arguments.num_customers=250", "origins=[2024-07-31,2024-09-30]",
@@ -29,7 +27,6 @@ METRICS = (
     "crps", "gini_normalised", "spearman", "mae", "rmse", "bias_mean", "bias_mean_abs", "bias_worst_abs",
     "coverage_90", "total_coverage_90", "decile_mape",
 )  # fmt: skip
-SECONDS = 400
 
 
 @pytest.fixture(scope="module")
@@ -38,28 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def surroundings(folder: Path) -> dict[str, str]:
-    return console_environment()
-
-
-def console(*words: str) -> list[str]:
-    return [sys.executable, "-m", "constellation.cli", *words]
-
-
-def metrics_of(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "metrics.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def quick(folder: Path, surroundings: dict[str, str]) -> Path:
+def quick(folder: Path) -> Path:
     """Baselines alone, tracked in MLflow."""
-    done = subprocess.run(
-        console("backtest", *DATA, *BASELINES, "encoder=null", "output=quick", "tracking.system_metrics=false"),
-        cwd=folder, env=surroundings, capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert "No winner can be named" in done.stdout or "winner:" in done.stdout
-    assert "[6/6]" in done.stdout
+    words = [*DATA, *BASELINES, "encoder=null", "output=quick", "tracking.system_metrics=false"]
+    printed = said_in(folder, "backtest", *words, pictures=True)
+    assert "No winner can be named" in printed or "winner:" in printed
+    assert "[6/6]" in printed
     return folder / "quick"
 
 
@@ -105,26 +86,19 @@ def test_every_cell_is_a_child_run_in_mlflow_without_customers(quick: Path) -> N
     }
 
 
-def test_finished_cells_are_kept_and_other_settings_refused(
-    quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(quick.parent)
-    for name in [name for name in os.environ if name.startswith(("CONSTELLATION_", "MLFLOW_TRACKING"))]:
-        monkeypatch.delenv(name)
+def test_finished_cells_are_kept_and_other_settings_refused(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = metrics_of(quick)
-    start = time.perf_counter()
-    assert main(["backtest", "resume=quick"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("(kept)") == 6
+    assert said_in(quick.parent, "backtest", "resume=quick").count("(kept)") == 6
     assert metrics_of(quick) == before
-    assert time.perf_counter() - start < SECONDS
-    assert main(["backtest", "resume=quick", "num_resamples=30"]) == 2
+    with inside(quick.parent):
+        assert main(["backtest", "resume=quick", "num_resamples=30"]) == 2
     assert "num_resamples: 20 then, 30 now" in capsys.readouterr().err
     assert metrics_of(quick) == before, "a refused run leaves what was there"
 
 
 @pytest.mark.slow
-def test_a_killed_backtest_goes_on_and_ends_as_one_that_was_not(folder: Path, surroundings: dict[str, str]) -> None:
+def test_a_killed_backtest_goes_on_and_ends_as_one_that_was_not(folder: Path) -> None:
+    surroundings = console_environment()
     words = [*DATA, "baseline=[same_rate]", *MODEL, "tracking=none"]
     whole = subprocess.run(
         console("backtest", *words, "output=whole"), cwd=folder, env=surroundings, capture_output=True, text=True,

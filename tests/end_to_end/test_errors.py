@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 
 from constellation.cli import build, compose, main
 from constellation.journeys.dataset import DataSet
+from tests.end_to_end.console import console
 
 DATA = """
 _target_: constellation.journeys.dataset.DataSet
@@ -142,10 +142,8 @@ def test_debug_shows_the_traceback(project: Path, capsys: pytest.CaptureFixture[
 
 def test_the_console_script_says_the_same(project: Path) -> None:
     """The process itself: its exit code and its two streams."""
-    script = Path(sys.executable).with_name("constellation")
-    door = [str(script)] if script.exists() else [sys.executable, "-m", "constellation.cli"]
     done = subprocess.run(
-        [*door, "prepare", "data=timeless", QUIET], cwd=project, env=os.environ.copy(),
+        console("prepare", "data=timeless", QUIET), cwd=project, env=os.environ.copy(),
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2

@@ -5,10 +5,14 @@ Strip all notebooks in place with ``python -m tests.end_to_end.test_notebooks``.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +42,29 @@ def test_a_notebook_is_listed_and_kept_without_outputs(path: Path) -> None:
 
 
 @with_notebook
-def test_a_notebook_runs(path: Path, work_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_cell_runs(path: Path, work_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has imported most of it; the slow test below gives the notebook a kernel of its own."""
+    nbformat, display = pytest.importorskip("nbformat"), pytest.importorskip("IPython.display")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what a notebook leaves behind goes when the test goes
+    names: dict[str, Any] = {"__name__": "__main__"}
+    shown = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            tree = ast.parse(cell.source)
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, cell.id, "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown.append(eval(compile(ast.Expression(last.value), cell.id, "eval"), names))
+    assert any(isinstance(found, display.Image) and found.data.startswith(b"\x89PNG") for found in shown)
+    assert any(isinstance(found, pd.DataFrame) and len(found) for found in shown)
+    assert list(work_folder.iterdir()) == [], "a notebook writes to a temporary folder only"
+
+
+@pytest.mark.slow
+@with_notebook
+def test_a_notebook_runs_in_a_kernel(
+    path: Path, work_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     scratch = tmp_path / "scratch"

@@ -6,7 +6,7 @@ popularity knows nothing of it.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import yaml
 
 from constellation.cli import main
 from constellation.schema import CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, PRODUCT
+from tests.end_to_end import console
+from tests.end_to_end.console import metrics_of
 
 NUM_FILMS, NUM_CUSTOMERS = 24, 120
 SMALL = [
@@ -66,31 +68,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    for name in ("CONSTELLATION_DATA", "CONSTELLATION_CACHE", "CONSTELLATION_OUTPUT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def metrics_of(output: str) -> dict[str, float]:
-    found = json.loads(Path(output, "metrics.json").read_text())
-    assert isinstance(found, dict)
-    return found
+def inside(folder: Path) -> Iterator[None]:
+    with console.inside(folder):
+        yield
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path) -> Path:
-    """One training with the default list of baselines, most of which have nothing to say here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for name in ("CONSTELLATION_DATA", "CONSTELLATION_CACHE", "CONSTELLATION_OUTPUT"):
-            patch.delenv(name, raising=False)
-        assert main(["train", *SMALL, "output=trained"]) == 0
+def printed(folder: Path) -> str:
+    """What one training says, with the default list of baselines, most of which have nothing to say here."""
+    return console.said_in(folder, "train", *SMALL, "output=trained", pictures=True)
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, printed: str) -> Path:
     return folder / "trained"
 
 
 def test_the_model_learns_the_order_and_popularity_does_not(trained: Path) -> None:
-    metrics = metrics_of(str(trained))
+    metrics = metrics_of(trained)
     assert metrics["val/next_product/realised/num_customers"] == NUM_CUSTOMERS
     assert metrics["test/next_product/realised/num_customers"] == NUM_CUSTOMERS
     for split in ("val", "test"):
@@ -102,11 +97,8 @@ def test_the_model_learns_the_order_and_popularity_does_not(trained: Path) -> No
     assert not [name for name in metrics if "recently_popular" in name or "recall_new" in name]
 
 
-def test_what_is_said_names_the_protocol_and_the_baselines_left_out(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", *SMALL, "training.max_epochs=1", "output=again"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+def test_what_is_said_names_the_protocol_and_the_baselines_left_out(printed: str) -> None:
+    said = " ".join(printed.split())
     assert "only their order is known" in said
     assert f"the last event of {NUM_CUSTOMERS} customers is the test" in said
     assert "1 with too few events only train" in said
@@ -115,29 +107,29 @@ def test_what_is_said_names_the_protocol_and_the_baselines_left_out(
     assert "recently_popular is left out: only the order" in said
 
 
-def test_without_a_refit_the_selected_weights_are_tested(trained: Path) -> None:
+def test_without_a_refit_the_selected_weights_are_tested(trained: Path, folder: Path) -> None:
     options = ["training.refit=false", "baseline=[most_popular]"]
-    assert main(["train", *SMALL, *options, "output=published"]) == 0
-    published, refitted = metrics_of("published"), metrics_of(str(trained))
+    console.said_in(folder, "train", *SMALL, *options, "output=published")
+    published, refitted = metrics_of("published"), metrics_of(trained)
     assert published["train/refit_steps"] == 0
     name = "val/next_product/model/ndcg_at_10"
     assert published[name] == refitted[name], "the selection is the same"
     assert published["test/next_product/model/ndcg_at_10"] > 0.8
 
 
-def test_films_already_seen_in_the_ranking_cost_places(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = ["data.windows.exclude_seen=false", "baseline=[most_popular]"]
-    assert main(["train", *SMALL, *kept, "output=kept"]) == 0
+def test_films_already_seen_in_the_ranking_cost_places(trained: Path, folder: Path) -> None:
+    kept = ["data.windows.exclude_seen=false", "baseline=[most_popular]", "training.max_epochs=1"]
+    said = console.said_in(folder, "train", *SMALL, *kept, "output=kept")
     name = "test/next_product/most_popular/hit_rate_at_10"
-    assert metrics_of("kept")[name] < metrics_of(str(trained))[name]
-    assert "those a customer already has among them" in " ".join(capsys.readouterr().out.split())
+    assert metrics_of("kept")[name] < metrics_of(trained)[name]
+    assert "those a customer already has among them" in " ".join(said.split())
 
 
 def test_evaluate_repeats_the_test_and_slices_by_history(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", f"run={trained}", "slices=[tenure,history]", "num_resamples=20", "tracking=none"]
     assert main([*command, "output=evaluated"]) == 0
     name = "test/next_product/model/ndcg_at_10"
-    assert metrics_of("evaluated")[name] == metrics_of(str(trained))[name]
+    assert metrics_of("evaluated")[name] == metrics_of(trained)[name]
     said = capsys.readouterr().out
     assert "slice tenure is left out: only the order of events is known" in said
     assert "history" in said and "000-005 events" in said

@@ -5,13 +5,13 @@ Each training takes about a minute on two cores.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.end_to_end.console import console, metrics_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,18 +28,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(folder: Path, output: str, *overrides: str) -> dict[str, float]:
     """Metrics of ``constellation train data=order_world ...``, as a person would run it."""
-    script = Path(sys.executable).with_name("constellation")
-    door = (
-        [str(script)]
-        if script.exists()
-        else [sys.executable, "-c", "import sys, constellation.cli as c; sys.exit(c.main())"]
-    )
-    command = [*door, "train", "data=order_world", f"output={output}", *SETTINGS, *overrides]
+    command = console("train", "data=order_world", f"output={output}", *SETTINGS, *overrides)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, env=os.environ.copy())
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    metrics = json.loads((folder / output / "metrics.json").read_text())
-    assert isinstance(metrics, dict)
-    return metrics
+    return metrics_of(folder / output)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from constellation.errors import InputError
 from constellation.journeys.splits import Splits
 from constellation.journeys.store import Store
 from constellation.journeys.windows import Windows
-from tests.helpers import console_environment
+from tests.end_to_end import console
 
 SMALL = [
     "data=spenders", "data.source.arguments.num_customers=60", "encoder=gru", "encoder.width=8", "encoder.layers=1",
@@ -34,24 +34,16 @@ NEXT = ["objective=[next_event]", "objective.next_event.width=8"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a pretrained run and one that began from it."""
     folder = tmp_path_factory.mktemp("pretrained")
-    with pytest.MonkeyPatch.context() as patch:
-        go_inside(folder, patch)
-        assert main(["train", *SMALL, *NEXT, "training.refit=false", "output=pre"]) == 0
-        assert main(["train", *SMALL, "objective=[value_quantiles]", "init=pre", "init_rate=0.5", "output=fine"]) == 0
+    console.said_in(folder, "train", *SMALL, *NEXT, "training.refit=false", "output=pre")
+    tuned = ["objective=[value_quantiles]", "init=pre", "init_rate=0.5", "output=fine"]
+    console.said_in(folder, "train", *SMALL, *tuned)
     return folder
-
-
-def go_inside(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    surroundings = console_environment()
-    patch.chdir(folder)
-    for name in set(os.environ) - set(surroundings):
-        patch.delenv(name)
 
 
 @pytest.fixture
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    go_inside(folder, monkeypatch)
-    return folder
+def inside(folder: Path) -> Iterator[Path]:
+    with console.inside(folder):
+        yield folder
 
 
 def test_what_was_taken_is_recorded(inside: Path) -> None:

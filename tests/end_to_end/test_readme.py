@@ -56,7 +56,7 @@ def test_every_command_the_readme_names_is_understood(
 
 def test_the_readme_names_every_command(repository: Path) -> None:
     there = {path.stem for path in (repository / "src/constellation/commands").glob("[a-z]*.py")}
-    assert {words[0] for words in NAMED} - {"--help"} == there - {"doctor"}
+    assert {words[0] for words in NAMED} - {"--help"} == there
 
 
 def test_what_the_readme_links_to_is_there(repository: Path) -> None:
@@ -90,8 +90,9 @@ def shop(work_folder: Path) -> Path:
 
 
 def test_your_own_event_log_is_prepared_and_trained_on(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare, train = command_lines(section("Your own event log"))
+    prepare, train, score = command_lines(section("Your own event log"))
     assert (prepare, train) == (["prepare", "data=shop"], ["train", "data=shop"])
+    assert score == ["score", "bundle=latest", "data=shop"]
     rows = pd.read_csv(shop / "data" / "shop.csv")
     assert main([*prepare, "tracking=none", "output=prepared"]) == 0
     printed = capsys.readouterr().out
@@ -107,6 +108,8 @@ def test_your_own_event_log_is_prepared_and_trained_on(shop: Path, capsys: pytes
     assert metrics["test/value_14d/realised/num_customers"] == 4
     predictions = pd.read_parquet(shop / "trained" / "predictions.parquet")
     assert set(predictions["customer_id"]) <= set(rows["client"])
+    assert main(["score", "bundle=trained", "data=shop", "tracking=none", "output=scored"]) == 0
+    assert set(pd.read_parquet(shop / "scored" / "predictions.parquet")["customer_id"]) == set(rows["client"])
 
 
 def test_a_function_of_your_own_is_found_in_the_working_folder(work_folder: Path) -> None:

@@ -16,6 +16,7 @@ from constellation.cli import main
 from constellation.journeys.store import Store
 from constellation.metrics import LEVELS
 from constellation.schema import CUSTOMER_ID
+from tests.end_to_end.console import said_in
 
 DATA = ["data=spenders", "data.source.arguments.num_customers=300", "tracking=none", "num_resamples=20"]
 SMALL = [
@@ -33,8 +34,8 @@ def of_model(folder: Path, target: str) -> pd.DataFrame:
 
 
 def test_train_evaluate_score_and_bundle_give_the_same(work_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *SMALL, "output=trained"]) == 0
-    assert "recalibration: value_30d, value_91d, purchases_30d, purchases_91d:" in capsys.readouterr().out
+    printed = said_in(work_folder, "train", *SMALL, "output=trained")
+    assert "recalibration: value_30d, value_91d, purchases_30d, purchases_91d:" in printed
     metrics = json.loads((work_folder / "trained" / "metrics.json").read_text())
     assert metrics["train/recalibration_rows_value_91d"] > 100
     bundle = Bundle.load(work_folder / "trained" / "bundle")
@@ -44,7 +45,7 @@ def test_train_evaluate_score_and_bundle_give_the_same(work_folder: Path, capsys
     assert "## Recalibration\n\n- value_30d, value_91d, purchases_30d, purchases_91d: distribution recalibrated" in card
     assert "see the objective" not in card
 
-    assert main(["evaluate", "run=trained", "baseline=[]", "tracking=none", "num_resamples=20", "output=again"]) == 0
+    said_in(work_folder, "evaluate", "run=trained", "baseline=[]", "tracking=none", "num_resamples=20", "output=again")
     again = json.loads((work_folder / "again" / "metrics.json").read_text())
     same = [name for name in again if name.startswith("test/") and "/model/" in name]
     assert len(same) > 40
@@ -101,7 +102,7 @@ def test_train_evaluate_score_and_bundle_give_the_same(work_folder: Path, capsys
 
 def test_null_leaves_everything_as_fitted(work_folder: Path) -> None:
     words = [*SMALL, "recalibration=null", "training.max_epochs=1", "training.refit=false"]
-    assert main(["train", *words, "output=plain"]) == 0
+    said_in(work_folder, "train", *words, "output=plain")
     bundle = Bundle.load(work_folder / "plain" / "bundle")
     assert bundle.corrections is None
     assert "None: answers are as the model was fitted." in (work_folder / "plain" / "bundle" / "README.md").read_text()

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.test_train import SECONDS, SMALL, console, folder, surroundings
+from tests.end_to_end.console import SECONDS, console, console_environment
+from tests.end_to_end.test_train import SMALL, folder
 
-__all__ = ["folder", "surroundings"]
+__all__ = ["folder"]
 
 SETTINGS = [
     *SMALL,
@@ -42,11 +43,11 @@ def phases(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(folder: Path, surroundings: dict[str, str]) -> None:
+def test_killed_at_random_moments(folder: Path) -> None:
     def start(*words: str) -> subprocess.Popen[bytes]:
         with (folder / "killed.txt").open("ab") as file:
             return subprocess.Popen(
-                console("train", *words), cwd=folder, env=surroundings, stdout=file, stderr=subprocess.STDOUT
+                console("train", *words), cwd=folder, env=console_environment(), stdout=file, stderr=subprocess.STDOUT
             )
 
     began = time.monotonic()
@@ -62,7 +63,8 @@ def test_killed_at_random_moments(folder: Path, surroundings: dict[str, str]) ->
             code = process.wait(timeout=moments.uniform(0.3, 0.9) * seconds)
             break
         except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
+            # A person stops it first, then the power fails.
+            os.kill(process.pid, signal.SIGKILL if kills else signal.SIGINT)
             process.wait()
             kills += 1
         # Every resumption imports everything anew, so the later ones are given more time.

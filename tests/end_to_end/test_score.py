@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from constellation.cli import main
 from constellation.commands.export import export
 from constellation.commands.score import score
 from constellation.errors import InputError
-from constellation.schema import CUSTOMER_ID, EVENT_TIME
+from constellation.schema import CUSTOMER_ID, EVENT_TIME, EventSchema
 from constellation.tracking import Run, Tracking
 from tests.bundles import CUTOFF, SCHEMA, shop_attributes, shop_bundle, shop_events
 
@@ -60,6 +60,7 @@ def test_score_from_the_command_line(trained: Path, files: Path, capsys: pytest.
     [
         ("events=nothing.parquet", "no file nothing.parquet"),
         ("events=customers.csv", "lack event_time, event_type"),
+        ("events=customers.csv", "they have customer_id, "),
         ("cutoff=soon", "not a time"),
         ("cutoff=2001-01-01", "Nobody can be scored"),
         ("bundle=elsewhere", "There is no run 'elsewhere'"),
@@ -133,6 +134,42 @@ def test_export_compares_store_and_raw_table(trained: Path, tmp_path: Path, prep
     assert metrics["export/num_customers_compared"] == shop_events().loc[risk, CUSTOMER_ID].nunique()
     assert 0 <= metrics["export/largest_difference"] <= 1e-5
     assert (tmp_path / "spring" / "weights.safetensors").exists()
+
+
+def test_a_data_set_is_scored_through_its_own_select(
+    trained: Path, tmp_path: Path, prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run.start(tmp_path / "at", "score") as run:
+        metrics = score(run, bundle=str(trained), data=prepared, cutoff=CUTOFF)
+    found = pd.read_parquet(tmp_path / "at" / "predictions.parquet")
+    wanted = Bundle.load(trained / "bundle").predict(shop_events(), CUTOFF, shop_attributes())
+    assert largest_difference(wanted, found) <= 1e-5 and len(found) == len(wanted)
+    assert found.attrs["cutoff"] == wanted.attrs["cutoff"] and found.attrs["unknown_share"].keys() >= {"product"}
+    for name in ("events", "events_ignored", "events_rejected"):
+        assert found.attrs[name] == wanted.attrs[name]
+    assert metrics["score/num_events_ignored"] > 0
+    with Run.start(tmp_path / "end", "score") as run:
+        metrics = score(run, bundle=str(trained), data=prepared)
+    assert metrics["score/num_events_ignored"] == 0
+    last_day = f"{shop_events()[EVENT_TIME].max():%Y-%m-%d} 23:59"
+    assert f"the end of what is known is taken, {last_day}" in capsys.readouterr().out
+
+
+def test_a_data_set_that_differs_is_not_scored(trained: Path, tmp_path: Path, prepared: Prepared) -> None:
+    from constellation.journeys.build import store_from_frame
+
+    def said(frame: pd.DataFrame, schema: EventSchema, **more: str) -> str:
+        prepared.store = store_from_frame(frame, schema, name="shop")
+        with Run.start(tmp_path / "run", "score", overwrite=True) as run, pytest.raises(InputError) as error:
+            score(run, bundle=str(trained), data=prepared, **more)
+        return str(error.value)
+
+    assert "purchase_types of shop is ('purchase',)" in said(
+        shop_events(), replace(SCHEMA, purchase_types=("purchase",))
+    )
+    assert "lack tags" in said(shop_events().drop(columns="tags"), replace(SCHEMA, lists=()))
+    assert "Nobody can be scored" in said(shop_events(), SCHEMA, cutoff="2001-01-01")
+    assert "attributes=FILE goes with events=FILE" in said(shop_events(), SCHEMA, attributes="customers.csv")
 
 
 def test_export_refuses_what_differs(

@@ -11,9 +11,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +25,9 @@ import yaml
 
 from constellation.cli import main
 from constellation.schema import CUSTOMER_ID, EVENT_TIME, PRODUCT
+from constellation.training.checkpoints import Checkpoints
 from constellation.worlds.spenders import SpendersWorld
-from tests.helpers import console_environment
+from tests.end_to_end.console import inside, said_in
 
 MARK = "zq7xvk"
 """Every customer id begins so."""
@@ -45,8 +44,6 @@ BASELINES = [
     "baseline.gradient_boosting.num_trees=4", "baseline.gradient_boosting.quantile_levels=[0.1,0.5,0.9]",
 ]  # fmt: skip
 TRACKED = ["tracking.system_metrics=false", "+tracking.tags.purpose=test"]
-SECONDS = 300
-"""Patience with a machine that has other things to do."""
 
 
 @pytest.fixture(scope="module")
@@ -93,29 +90,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def surroundings(folder: Path) -> dict[str, str]:
-    """The environment of a console in ``folder``: nothing of the tester's own settings leaks in."""
-    return console_environment()
-
-
 @pytest.fixture
-def inside(folder: Path, surroundings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """For commands that are called in this process, which spares the seconds of importing everything anew."""
-    go_inside(folder, surroundings, monkeypatch)
-    return folder
-
-
-def go_inside(folder: Path, surroundings: dict[str, str], patch: pytest.MonkeyPatch) -> None:
-    patch.chdir(folder)
-    for name in set(os.environ) - set(surroundings):
-        patch.delenv(name)
-
-
-def console(*words: str) -> list[str]:
-    """The command line of the installed script, beside this Python."""
-    script = Path(sys.executable).with_name("constellation")
-    return [str(script), *words] if script.exists() else [sys.executable, "-m", "constellation.cli", *words]
+def here(folder: Path) -> Iterator[Path]:
+    with inside(folder):
+        yield folder
 
 
 @dataclass(frozen=True)
@@ -144,14 +122,8 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path, surroundings: dict[str, str]) -> Trained:
-    done = subprocess.run(
-        console("train", *SMALL, *BASELINES, *TRACKED, "output=one"),
-        cwd=folder, env=surroundings, capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert "Traceback" not in done.stderr
-    return Trained(folder / "one", done.stdout)
+def trained(folder: Path) -> Trained:
+    return Trained(folder / "one", said_in(folder, "train", *SMALL, *BASELINES, *TRACKED, "output=one", pictures=True))
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +281,7 @@ def test_the_bundle_answers_raw_events_as_the_run_did(trained: Trained, folder: 
         np.testing.assert_allclose(answers.loc[said.index, f"{target}_p_zero"], said["p_zero"], rtol=1e-5)
 
 
-def test_score_takes_parquet_and_csv(trained: Trained, inside: Path) -> None:
+def test_score_takes_parquet_and_csv(trained: Trained, here: Path) -> None:
     events = pl.read_parquet("data/events.parquet")
     attributes = pl.read_parquet("data/attributes.parquet")
     assert events.schema[PRODUCT] == pl.List(pl.String)
@@ -327,41 +299,39 @@ def test_score_takes_parquet_and_csv(trained: Trained, inside: Path) -> None:
     assert len(pd.read_csv("scored_csv/predictions.csv")) == len(answers)
 
 
-def test_export_compares_with_the_data_of_the_run(trained: Trained, inside: Path) -> None:
+def test_export_compares_with_the_data_of_the_run(trained: Trained, here: Path) -> None:
     assert main(["export", "run=one", "num_customers=50", "to=exported", "tracking=none", "output=export"]) == 0
-    metrics = json.loads((inside / "export" / "metrics.json").read_text())
+    metrics = json.loads((here / "export" / "metrics.json").read_text())
     assert metrics["export/num_customers_compared"] == 50
     assert metrics["export/largest_difference"] <= 1e-5
-    exported, own = (inside / "exported" / "weights.safetensors", trained.folder / "bundle" / "weights.safetensors")
+    exported, own = (here / "exported" / "weights.safetensors", trained.folder / "bundle" / "weights.safetensors")
     assert exported.read_bytes() == own.read_bytes()
 
 
-def test_evaluate_at_another_cutoff_with_slices(
-    trained: Trained, inside: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_at_another_cutoff_with_slices(trained: Trained, folder: Path) -> None:
     windows = yaml.safe_load((trained.folder / "config.yaml").read_text())["data"]["windows"]
     cutoff = (pd.Timestamp(windows["test_cutoff"]) - pd.Timedelta(days=20)).date().isoformat()
     words = [f"cutoff={cutoff}", "slices=[tenure,spend_decile,region]", "baseline=[always_zero]", "num_resamples=20"]
-    assert main(["evaluate", "run=one", *words, "tracking=none", "output=earlier"]) == 0
-    metrics = json.loads((inside / "earlier" / "metrics.json").read_text())
+    printed = said_in(folder, "evaluate", "run=one", *words, "tracking=none", "output=earlier")
+    metrics = json.loads((folder / "earlier" / "metrics.json").read_text())
     # The refit learned from what follows this cutoff, and the figures must not pass for a test.
     assert {name.split("/")[0] for name in metrics} == {"train", "train_new"}
     assert {name.split("/")[2] for name in metrics if name.startswith("train/value_91d/")} == {
         "model", "always_zero", "realised",
     }  # fmt: skip
-    slices = pd.read_parquet(inside / "earlier" / "tables" / "slices.parquet")
+    slices = pd.read_parquet(folder / "earlier" / "tables" / "slices.parquet")
     assert set(slices["slice"]) == {"tenure", "spend_decile", "region"}
     regions = slices[(slices["slice"] == "region") & (slices["target"] == "value_91d")]
     assert set(regions["level"]) == {"east", "north", "south", "west"}
     rows = regions.drop_duplicates("level")["num_rows"].sum()
     assert rows == metrics["train/value_91d/realised/num_customers"]
-    assert "in-sample" in capsys.readouterr().out
+    assert "in-sample" in printed
 
 
-def test_evaluate_at_the_test_cutoff_repeats_the_run(trained: Trained, inside: Path) -> None:
+def test_evaluate_at_the_test_cutoff_repeats_the_run(trained: Trained, folder: Path) -> None:
     words = ["slices=[]", "baseline=[]", "num_resamples=20", "tracking=none", "output=again"]
-    assert main(["evaluate", "run=one", *words]) == 0
-    metrics = json.loads((inside / "again" / "metrics.json").read_text())
+    said_in(folder, "evaluate", "run=one", *words, pictures=True)
+    metrics = json.loads((folder / "again" / "metrics.json").read_text())
     for target in ("value_91d", "purchases_30d"):
         for metric in ("crps", "gini_normalised", "bias_total"):
             name = f"test/{target}/model/{metric}"
@@ -372,14 +342,10 @@ def test_evaluate_at_the_test_cutoff_repeats_the_run(trained: Trained, inside: P
 
 
 @pytest.fixture(scope="module")
-def seeds(folder: Path, trained: Trained, surroundings: dict[str, str]) -> Trained:
+def seeds(folder: Path, trained: Trained) -> Trained:
     words = [*SMALL, "training.max_epochs=1", "objective=[value]", "baseline=[]", "seeds=[0,1]", *TRACKED]
     words.remove("objective.next_event.width=8")
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        go_inside(folder, surroundings, patch)
-        assert main(["train", *words, "output=two"]) == 0
-    return Trained(folder / "two", printed.getvalue())
+    return Trained(folder / "two", said_in(folder, "train", *words, "output=two"))
 
 
 def test_seeds_are_children_with_mean_and_spread(seeds: Trained, client: Any) -> None:
@@ -403,10 +369,10 @@ def test_seeds_are_children_with_mean_and_spread(seeds: Trained, client: Any) ->
     assert first != second
 
 
-def test_compare_two_runs(trained: Trained, seeds: Trained, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_two_runs(trained: Trained, seeds: Trained, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["one", "two:model_seed_0", "one:gradient_boosting", "num_resamples=50", "metrics=[mae,crps]"]
     assert main(["compare", *words, "tracking=none", "output=compared"]) == 0
-    table = pd.read_parquet(inside / "compared" / "tables" / "comparison.parquet").set_index(["run", "metric"])
+    table = pd.read_parquet(here / "compared" / "tables" / "comparison.parquet").set_index(["run", "metric"])
     assert {run for run, _ in table.index} == {"two:model_seed_0", "one:gradient_boosting"}
     for metric in ("mae", "crps"):
         row = table.loc[("two:model_seed_0", metric)]
@@ -416,43 +382,39 @@ def test_compare_two_runs(trained: Trained, seeds: Trained, inside: Path, capsys
         assert row["difference"] == pytest.approx(row["value"] - reference)
         assert row["low"] <= row["high"]
     assert set(table["verdict"]) <= {"better", "worse", "not shown"}
-    assert (inside / "compared" / "figures" / "comparison.png").is_file()
+    assert (here / "compared" / "figures" / "comparison.png").is_file()
     assert "one:gradient_boosting" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- Ctrl-C and resuming
 
 
-LONG = [*SMALL, "training.max_epochs=3", "training.max_journeys=4", "baseline=[]", *TRACKED]
+LONG = [*SMALL, "training.max_epochs=3", "training.max_journeys=16", "baseline=[]", *TRACKED]
 
 
 @pytest.fixture(scope="module")
-def stopped(folder: Path, trained: Trained, surroundings: dict[str, str]) -> dict[str, Any]:
-    """A run that a person stops after its first epoch: its exit code, its words and its state then."""
-    checkpoint = folder / "long" / "checkpoints" / "seed_0" / "select" / "last.ckpt"
-    process = subprocess.Popen(
-        console("train", *LONG, "output=long"),
-        cwd=folder, env=surroundings, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("select epoch   0"):
-                break
-        until = time.monotonic() + 30
-        while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        said, complained = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
-    run = Trained(folder / "long", said)
+def stopped(folder: Path, trained: Trained) -> dict[str, Any]:
+    """A run that a person stops by Ctrl-C once its first epoch is kept: its exit code, its words and its state then."""
+    whole_epoch, listening = Checkpoints.on_train_epoch_end, signal.getsignal(signal.SIGINT)
+
+    def then_stop(self: Checkpoints, trainer: Any, learner: Any) -> None:
+        whole_epoch(self, trainer, learner)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    complained = io.StringIO()
+    with inside(folder), pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(complained):
+        patch.setattr(Checkpoints, "on_train_epoch_end", then_stop)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
+        try:
+            code = main(["train", *LONG, "output=long"])
+        finally:
+            signal.signal(signal.SIGINT, listening)  # Lightning no longer listens
+    run = Trained(folder / "long", "")
     return {
-        "code": process.returncode,
-        "stdout": said,
-        "stderr": complained,
+        "code": code,
+        "stderr": complained.getvalue(),
         "state": run.state,
-        "checkpoint": checkpoint.is_file(),
+        "checkpoint": (run.folder / "checkpoints" / "seed_0" / "select" / "last.ckpt").is_file(),
         "bundle": (run.folder / "bundle").exists(),
     }
 
@@ -467,9 +429,8 @@ def test_ctrl_c_leaves_a_killed_run_that_can_go_on(stopped: dict[str, Any], clie
 
 
 def test_resume_refuses_other_settings_and_then_finishes_the_same_run(
-    stopped: dict[str, Any], folder: Path, surroundings: dict[str, str], inside: Path, client: Any,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    stopped: dict[str, Any], here: Path, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_id = stopped["state"]["mlflow_run_id"]
     assert client.get_run(run_id).info.status == "KILLED"
     assert main(["train", "resume=long", "encoder.width=16"]) == 2
@@ -477,20 +438,15 @@ def test_resume_refuses_other_settings_and_then_finishes_the_same_run(
     assert "encoder.width: 8 then, 16 now" in said
     assert len(said.splitlines()) == 1
     # The refusal left the run as it was, so that plain resuming means the run as it was started.
-    assert json.loads((folder / "long" / "run.json").read_text())["overrides"] == stopped["state"]["overrides"]
-    assert yaml.safe_load((folder / "long" / "config.yaml").read_text())["encoder"]["width"] == 8
+    assert json.loads((here / "long" / "run.json").read_text())["overrides"] == stopped["state"]["overrides"]
+    assert yaml.safe_load((here / "long" / "config.yaml").read_text())["encoder"]["width"] == 8
     assert client.get_run(run_id).info.status == "KILLED"
 
-    done = subprocess.run(
-        console("train", "resume=long"),
-        cwd=folder, env=surroundings, capture_output=True, text=True, timeout=SECONDS, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    run = Trained(folder / "long", done.stdout)
+    run = Trained(here / "long", said_in(here, "train", "resume=long"))
     assert run.state["status"] == "FINISHED"
     assert run.state["mlflow_run_id"] == run_id
     assert client.get_run(run_id).info.status == "FINISHED"
-    assert "select epoch   0" not in done.stdout
+    assert "select epoch   0" not in run.printed
     history = [json.loads(line) for line in (run.folder / "history.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in history if row["name"] == "select/train/loss"]
     assert len(steps) == len(set(steps)) == 3, "every epoch of the selection is in the history, once"

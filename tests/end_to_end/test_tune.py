@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import yaml
 
 from constellation.cli import main
 from constellation.journeys.splits import Splits
-from tests.helpers import console_environment
+from tests.end_to_end.console import SECONDS, console, console_environment, metrics_of, without_pictures
 
 SPACE = (
     "search.parameters=[{name:optimizer.lr,low:0.0005,high:0.02,log:true},{name:readout.width,choices:[4,8]},"
@@ -26,20 +25,17 @@ SMALL = [
     "readout.layers=1", "objective=[value_quantiles]", "training.max_epochs=2", "training.cutoffs_per_journey=2",
     "training.max_journeys=64", "data.windows.train_cutoffs_every_days=60", "tracking=none",
 ]  # fmt: skip
-SECONDS = 400
 
 
-@pytest.fixture
-def surroundings() -> dict[str, str]:
-    return console_environment()
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
 
 
-def console(*words: str) -> list[str]:
-    return [sys.executable, "-m", "constellation.cli", "tune", *words]
-
-
-def metrics_of(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "metrics.json").read_text())
+@pytest.fixture(autouse=True)
+def shared_stores(work_folder: Path, stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here asks for the same data."""
+    monkeypatch.setenv("CONSTELLATION_CACHE", str(stores))
 
 
 def test_trials_answer_validation_only_and_leave_what_train_can_repeat(
@@ -92,8 +88,9 @@ def test_a_study_goes_on_until_it_has_enough_and_then_trains_nothing(
         "training.max_epochs=1",
     ]
     space = "search.parameters=[{name:optimizer.lr,low:0.0005,high:0.02,log:true}]"
-    assert main([*words, space, "num_trials=1", "output=a"]) == 0
-    assert main([*words, space, "num_trials=2", "output=b"]) == 0
+    with without_pictures():
+        assert main([*words, space, "num_trials=1", "output=a"]) == 0
+        assert main([*words, space, "num_trials=2", "output=b"]) == 0
     assert [path.name for path in sorted(work_folder.glob("?/trials/*"))] == ["0000", "0001"]
     assert main([*words, space, "num_trials=2", "output=c"]) == 0
     assert not (work_folder / "c/trials").exists()
@@ -134,10 +131,10 @@ def test_several_metrics_give_a_front(work_folder: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_with_more_workers(work_folder: Path, surroundings: dict[str, str]) -> None:
-    surroundings |= {"CONSTELLATION_CACHE": str(work_folder / ".constellation")}
+def test_a_killed_study_goes_on_with_more_workers(work_folder: Path) -> None:
+    surroundings = console_environment() | {"CONSTELLATION_CACHE": str(work_folder / ".constellation")}
     words = [*SMALL, SPACE, "num_trials=5", "output=study"]
-    process = subprocess.Popen(console(*words), cwd=work_folder, env=surroundings, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(console("tune", *words), cwd=work_folder, env=surroundings, stdout=subprocess.DEVNULL)
     end = time.monotonic() + SECONDS
     while not (work_folder / "study/trials/0001").exists():
         assert process.poll() is None
@@ -146,8 +143,8 @@ def test_a_killed_study_goes_on_with_more_workers(work_folder: Path, surrounding
     process.send_signal(signal.SIGKILL)
     process.wait()
     again = subprocess.run(
-        console("resume=study", "num_workers=2"), cwd=work_folder, env=surroundings, capture_output=True, text=True,
-        timeout=SECONDS, check=False,
+        console("tune", "resume=study", "num_workers=2"), cwd=work_folder, env=surroundings,
+        capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-4000:]
     metrics = metrics_of(work_folder / "study")

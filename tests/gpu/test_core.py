@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from constellation.building import build_model
-from constellation.commands.benchmarks.device import GROUPS, benchmark_device
+from constellation.commands.benchmarks.device import benchmark_device
+from constellation.commands.benchmarks.device_time import GROUPS
 from constellation.encoders.attention import has_varlen_kernel
 from constellation.encoders.hstu import looked_up
 from constellation.journeys.batch import JourneyBatch

@@ -373,6 +373,24 @@ def test_gradient_boosting_leaves_out_a_horizon_it_never_saw():
     assert not any("55d" in key for key in answers)
 
 
+def test_gradient_boosting_answers_no_more_than_was_ever_seen():
+    store = shoppers(num_customers=60)
+    journeys = np.arange(60)
+    baseline = fitted(GradientBoosting(**BOOSTING), store, journeys=journeys)
+    highest = baseline.highest["value_10d"]
+    windows = Windows("2017-03-20", "2017-04-10", horizons_days=HORIZONS, train_cutoffs_every_days=5)
+    seen = panel(store, windows, known_until=CUTOFF, journeys=journeys)
+    assert highest == seen.value_QK[seen.observed_QK[:, 0], 0].max() > 0
+    # Zero at 75 % and half the highest at 95 %: the line through both would pass the highest a thousandfold at 99.5 %.
+    for level in baseline.quantile_levels:
+        constant = np.log1p(highest / 2) if level == 0.95 else 0.0
+        baseline.boosters["value_10d", f"quantile_{level:g}"].constant = constant
+    queries = ask(store, journeys, np.full(60, CUTOFF), HORIZONS, CUTOFF)
+    answers = baseline.predict(store, queries, LEVELS)
+    assert answers["value_10d_quantiles"].max() == highest
+    assert (answers["value_10d_quantiles"][:, LEVELS > 0.97] == highest).all()
+
+
 def test_boosters_learn_their_own_question():
     rng = np.random.default_rng(0)
     group = rng.integers(0, 2, 4000)

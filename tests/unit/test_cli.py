@@ -138,6 +138,7 @@ def test_an_experiment_wins_over_defaults_and_the_command_line_over_both(
         (["toy", "engine.power=-1"], ["power is -1"]),
         (["toy", "+engine.colour=red"], ["engine", "colour"]),
         (["toy", "+colour=red"], ["toy has no key 'colour'"]),
+        (["toy", "encoder=null"], ["toy has no key 'encoder'"]),
         (["toy", "hydra.run.dir=x"], ["hydra.run.dir cannot be set"]),
         (["toy", "mood=[a"], ["'mood=[a'", "key=value"]),
         (["toy", "--fast"], ["--fast", "without dashes"]),

@@ -145,3 +145,41 @@ def test_run_and_system_are_split_at_the_last_colon(tmp_path: Path):
     assert split_system(str(odd), "model") == (str(odd), "model")
     with pytest.raises(InputError, match="run:system"):
         split_system("latest:", "model")
+
+
+def write_targets(folder: Path, realised: dict[str, float], **more: str) -> str:
+    """A run folder with a split of every target, each customer of which has the realised value given."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text("{}\n")
+    evaluation = Evaluation(num_resamples=10)
+    for target, value in realised.items():
+        said = {f"{target}_expected": np.linspace(0, 1, 20)}
+        evaluation.add_value("test", target, "model", np.full(20, value), said, CUSTOMERS[:20])
+    if more:
+        evaluation.add_products("test", "model", {name: np.ones(20) for name in more}, CUSTOMERS[:20])
+    evaluation.predictions().to_parquet(folder / "predictions.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "target"),
+    [
+        ({"value_30d": 1.0, "value_60d": 1.0, "purchases_60d": 1.0}, None, "value_60d"),
+        ({"value_30d": 1.0, "value_60d": 1.0}, {"value_30d": 1.0, "value_91d": 1.0}, "value_30d"),
+        ({"value_182d": 0.0, "purchases_91d": 1.0, "purchases_182d": 1.0}, None, "purchases_182d"),
+    ],
+)
+def test_the_usual_target_is_the_longest_that_says_something(
+    run: Run, tmp_path: Path, capsys, first: dict, second: dict | None, target: str
+):
+    runs = [write_targets(tmp_path / "one", first), write_targets(tmp_path / "two", second or first)]
+    compare(run, runs=runs)
+    assert f"{target} on test" in capsys.readouterr().out
+
+
+def test_without_horizons_products_are_compared(run: Run, tmp_path: Path, capsys):
+    runs = [write_targets(tmp_path / name, {}, hit_rate_at_10="") for name in ("one", "two")]
+    compare(run, runs=runs)
+    assert "next_product on test" in capsys.readouterr().out
+    with pytest.raises(InputError, match="share no target"):
+        compare(run, runs=runs, split="val")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from constellation.commands.benchmarks import device as of_device
-from constellation.commands.benchmarks.device import GROUPS, Interval, busy, group_of, shares, simulate_films, task_of
+from constellation.commands.benchmarks.device import simulate_films, task_of
+from constellation.commands.benchmarks.device_time import GROUPS, Interval, busy, group_of, shares
 from constellation.commands.benchmarks.throughput_ceiling import operations_per_event
 from constellation.errors import InputError
 from constellation.training.options import TrainingOptions

@@ -20,6 +20,7 @@ from constellation.journeys.decisions import DecisionRule
 from constellation.journeys.prepare import data_fingerprint, prepare, store_directory
 from constellation.journeys.profile import format_profile, profile
 from constellation.journeys.sources import SqlSource
+from constellation.journeys.sparse_file import SparseFile
 from constellation.journeys.store import Store
 from constellation.journeys.windows import Windows, parse_cutoff
 from constellation.schema import EventSchema
@@ -175,7 +176,12 @@ def test_profile_counts_what_is_there(data: DataSet) -> None:
     assert facts["zero_amount_share"] == pytest.approx(1 / 5)
     assert facts["longest_silence_days"] == 35  # 11 January to 14 February
     # Observed until the end of 15 February: five days fit after the 10th, when ann and bob are at risk and silent.
-    assert facts["horizons"]["5"] == {"latest_cutoff": "2024-02-10", "at_risk": 2, "zero_value_share": 1.0}
+    assert facts["horizons"]["5"] == {
+        "latest_cutoff": "2024-02-10",
+        "at_risk": 2,
+        "zero_value_share": 1.0,
+        "zero_purchases_share": 1.0,
+    }
     assert facts["horizons"]["400"] is None
     text = format_profile(facts)
     assert "latest cutoff 2024-02-10" in text and "35 days without any event" in text
@@ -191,9 +197,7 @@ def test_sparse_files_are_what_arrow_would_have_written(tmp_path: Path, size: in
     kinds = {"n": "numeric", "c": "categorical", "l": "list", "t": "time"}
     words = {"c": [None, "é", "b"], "l": [None, "x" * 10_000, "y"]}
     numbers = generator.normal(size=size)
-    with layout.SparseFile(
-        tmp_path / "x.arrow", kinds, size, dictionaries=words, list_lengths={"l": len(values)}
-    ) as file:
+    with SparseFile(tmp_path / "x.arrow", kinds, size, dictionaries=words, list_lengths={"l": len(values)}) as file:
         for part in (slice(0, size // 2), slice(size // 2, size)):
             file.append("n", numbers[part])
             file.append("c", codes[part])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from constellation.errors import InputError
 from constellation.tracking import NullTracking, Run, Tracking, resolve_run
 from constellation.tracking.records import flatten, without_passwords
+from constellation.tracking.settings import check_settings
 
 CONFIG = {
     "encoder": {"width": 64, "layers": [1, 2]},
@@ -322,3 +323,19 @@ def test_flatten_keeps_every_leaf_under_its_path(nested: dict[str, Any]) -> None
 @given(trees)
 def test_a_config_without_addresses_is_left_as_it_is(config: Any) -> None:
     assert without_passwords(config) == config
+
+
+def test_settings_that_a_folder_was_begun_with_are_kept_and_others_refused(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "settings.json"
+    said = ("It was begun with", "Choose another.")
+    check_settings(path, {"a": {"b": 1, "none": {}}, "data": {"root": "here"}, "seeds": [0]}, *said)
+    assert read(path) == {"a.b": "1", "seeds": "[0]"}
+    # The same, moved to another machine, by someone who kept more than is compared.
+    path.write_text(json.dumps(read(path) | {"data.root": '"there"'}))
+    check_settings(path, {"a": {"b": 1}, "data": {"root": "elsewhere"}, "seeds": [0]}, *said)
+    before = path.read_text()
+    with pytest.raises(InputError) as raised:
+        check_settings(path, {"a": {"b": 1, "c": "new"}, "seeds": [0, 1]}, *said)
+    listed = 'a.c: None then, "new" now; seeds: [0] then, [0, 1] now'
+    assert str(raised.value) == f"It was begun with other settings ({listed}). Choose another."
+    assert path.read_text() == before

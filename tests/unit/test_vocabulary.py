@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from constellation.errors import InputError
+from constellation.journeys.aggregates import Aggregates
+from constellation.journeys.store import Store
 from constellation.journeys.vocabulary import MISSING, UNKNOWN, Scaler, Vocabulary, ragged_arange, signed_log
 from constellation.journeys.windows import Windows, panel
 from tests.helpers import at, events_frame, fit_vocabulary, make_store, random_store
@@ -45,6 +47,32 @@ def fitted(**options) -> tuple:
     store = hand_store()
     journeys = np.array([0, 2, 3])  # everybody but held
     return store, fit_vocabulary(store, at(20), journeys, **options)
+
+
+def test_scales_of_a_large_panel_come_from_some_of_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(0, num_customers=40)
+    journeys = np.arange(store.num_customers)
+    train = panel(store, Windows("2017-04-01", "2017-04-20", (3,)), known_until=at(40), journeys=journeys)
+    rows_read: list[int] = []
+    compute = Aggregates.compute
+
+    def counted(self: Aggregates, store: Store, journey_Q: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        rows_read.append(len(journey_Q))
+        return compute(self, store, journey_Q, *others)
+
+    monkeypatch.setattr(Aggregates, "compute", counted)
+
+    def scaler() -> dict[str, list[float]]:
+        fitted = Vocabulary.fit(store, train, journeys=journeys, until=at(40), windows_days=(7, 30))
+        return fitted.aggregates_scaler.to_json()
+
+    whole = scaler()
+    monkeypatch.setattr("constellation.journeys.vocabulary.MOST_SCALED", len(train) // 2)
+    some = scaler()
+    assert rows_read == [len(train), len(train) // 2]
+    assert some != whole and some == scaler()  # other questions, the same ones each time
+    known = np.array(whole["std"]) != 1
+    np.testing.assert_allclose(np.array(some["std"])[known], np.array(whole["std"])[known], rtol=0.5)
 
 
 def test_known_values_are_those_of_training_rows_most_frequent_first() -> None:

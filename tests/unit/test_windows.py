@@ -124,7 +124,7 @@ class TestCheckHorizon:
 
 
 class TestWindows:
-    @pytest.mark.parametrize("horizons", [(), (0, 5), (5, 5), (9, 3)])
+    @pytest.mark.parametrize("horizons", [(-1, 5), (0, 5), (5, 5), (9, 3)])
     def test_horizons_ascend(self, horizons: tuple[int, ...]) -> None:
         with pytest.raises(InputError, match="horizons_days"):
             Windows("2017-03-20", "2017-03-25", horizons)

@@ -30,7 +30,8 @@ class GradientBoosting(Baseline):
     - the mean, by Poisson deviance: consistent for the mean, and calmer than squared error when a few customers spend
       most; it trains on max(0, net), as the heads do;
     - P(zero), by log loss, where zero means a net of at most 0;
-    - quantiles at ``quantile_levels``, by pinball loss on log(1 + y), put in order and interpolated.
+    - quantiles at ``quantile_levels``, by pinball loss on log(1 + y), put in order and interpolated; none beyond the
+      highest answer seen in training, for a line from zero at 75 % through a wholesaler's 95 % soon ends in billions.
 
     The number of trees of each is chosen on ``val`` by its own loss and kept for the refit; without a choice it is
     ``num_trees``. learning_rate, max_leaf_nodes, min_samples_leaf, l2 and column_share are the library's
@@ -74,6 +75,7 @@ class GradientBoosting(Baseline):
         }
         self.chosen_trees: dict[tuple[str, str], int] = {}
         self.boosters: dict[tuple[str, str], Booster] = {}
+        self.highest: dict[str, float] = {}
 
     def fit(
         self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
@@ -100,6 +102,7 @@ class GradientBoosting(Baseline):
             observed_val_Q = np.zeros(0, dtype=bool) if val is None else val.observed_QK[:, horizon]
             for target in ("value", "purchases"):
                 y_Q = _answers(train, target)[observed_Q, horizon]
+                self.highest[f"{target}_{days}d"] = float(y_Q.max())
                 settings = self.settings | {
                     # A leaf of 100 rows is right for thousands of them; a small data set needs smaller ones.
                     "min_samples_leaf": int(np.clip(len(y_Q) // 50, 1, self.min_samples_leaf)),
@@ -134,6 +137,7 @@ class GradientBoosting(Baseline):
                     ]
                 )
                 quantiles_QL = interpolate_quantiles(self.quantile_levels, knots_QP, p_zero_Q, levels)
+                quantiles_QL = np.minimum(quantiles_QL, self.highest[target])
                 predictions |= {
                     f"{target}_expected": self.boosters[target, "mean"].predict(features_QF),
                     f"{target}_p_zero": p_zero_Q,

@@ -100,12 +100,19 @@ def _read(path: Path, wanted: Sequence[str] | None) -> tuple[pl.DataFrame, bool]
         if is_csv:
             separator = "\t" if ".tsv" in name else ","
             frame = pl.read_csv(path, separator=separator, infer_schema=False, encoding="utf8")
-            return frame.select(column for column in frame.columns if wanted is None or column in wanted), True
-        columns = [column for column in pl.read_parquet_schema(path) if wanted is None or column in wanted]
+            return frame.select(_kept(frame.columns, wanted)), True
+        columns = _kept(list(pl.read_parquet_schema(path)), wanted)
         return pl.read_parquet(path, columns=columns), False
     except (pl.exceptions.PolarsError, OSError) as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise InputError(f"{path} cannot be read as {'CSV' if is_csv else 'Parquet'}: {first_line}") from None
+
+
+def _kept(columns: list[str], wanted: Sequence[str] | None) -> list[str]:
+    """The wanted columns; all of them where one is absent, so that whoever misses it can say what is there instead."""
+    if wanted is None or any(name not in columns for name in wanted):
+        return columns
+    return [column for column in columns if column in wanted]
 
 
 def raw_events(store: Store, journeys: np.ndarray) -> pl.DataFrame:

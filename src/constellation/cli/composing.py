@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ class Composed:
 def compose_unchecked(command: str, overrides: Sequence[str]) -> Composed:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.errors import ConfigCompositionException
     from omegaconf import open_dict
 
     folders = [str(folder.absolute()) for folder in config_directories()]
@@ -32,7 +34,13 @@ def compose_unchecked(command: str, overrides: Sequence[str]) -> Composed:
     search = ",".join(quoted(f"file://{folder}") for folder in others)
     with initialize_config_dir(config_dir=first, version_base="1.3"):
         every = [*_without_null_groups(command, overrides), f"hydra.searchpath=[{search}]"]
-        config = hydra_compose(config_name=command, overrides=every, return_hydra_config=True)
+        try:
+            config = hydra_compose(config_name=command, overrides=every, return_hydra_config=True)
+        except ConfigCompositionException:
+            added = _added_where_taken(every, command, hydra_compose)
+            if added == every:
+                raise
+            config = hydra_compose(config_name=command, overrides=added, return_hydra_config=True)
     # Hydra tells the choice of each group, but leaves out groups of which several or none are chosen by default.
     choices = _default_choices(command) | {
         override.key_or_group: override.value()
@@ -43,6 +51,38 @@ def compose_unchecked(command: str, overrides: Sequence[str]) -> Composed:
     with open_dict(config):
         del config["hydra"]
     return Composed(config, choices)
+
+
+def _added_where_taken(overrides: Sequence[str], command: str, hydra_compose: Callable[..., Any]) -> list[str]:
+    """Keys that a YAML leaves to the defaults of its class are there to be set all the same: Hydra says ``+key``."""
+    read = parsed(overrides)
+    groups = [word for word, override in zip(overrides, read, strict=True) if "." not in override.key_or_group]
+    search = [word for word in overrides if word.startswith("hydra.searchpath=")]
+    config = hydra_compose(config_name=command, overrides=[*groups, *search])
+
+    def is_new(override: Any) -> bool:
+        return not override.is_add() and not override.is_delete() and takes(config, override.key_or_group)
+
+    return [f"+{word}" if is_new(override) else word for word, override in zip(overrides, read, strict=True)]
+
+
+def takes(config: Any, key: str) -> bool:
+    """Whether the class that a part is made of has a parameter ``key`` that the part's YAML leaves out."""
+    from omegaconf import DictConfig, OmegaConf
+
+    parent, _, name = key.rpartition(".")
+    part = OmegaConf.select(config, parent) if parent else None
+    return isinstance(part, DictConfig) and name not in part and name in parameters_of(part)
+
+
+def parameters_of(part: Any) -> list[str]:
+    """Names that the class or function of a part takes; none where it has none."""
+    from hydra.utils import get_object
+
+    try:
+        return list(inspect.signature(get_object(str(part["_target_"]))).parameters) if "_target_" in part else []
+    except (ImportError, ValueError, TypeError):  # building the part says what is wrong with it
+        return []
 
 
 def _without_null_groups(command: str, overrides: Sequence[str]) -> list[str]:
@@ -57,6 +97,9 @@ def _without_null_groups(command: str, overrides: Sequence[str]) -> list[str]:
                 words.append(f"{override.key_or_group}=[]")
             elif chosen is not None:
                 words.append(f"~{override.key_or_group}")
+        elif is_set and override.value() is None and choices_of(override.key_or_group):
+            # Hydra would end in an error of its own.
+            raise InputError(f"{command} has no key {override.key_or_group!r}. See `constellation {command} --help`.")
         else:
             words.append(override.input_line)
     return words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from constellation.cli.composing import Composed, compose_unchecked, parsed, plain, quoted
+from constellation.cli.composing import Composed, compose_unchecked, parameters_of, parsed, plain, quoted
 from constellation.errors import InputError
 from constellation.manual import choices_of, did_you_mean
 
@@ -111,12 +111,14 @@ def _diagnosis(command: str, overrides: Sequence[str], error: Exception) -> str:
         if override.is_sweep_override():
             return f"{override.input_line} gives several values. A list is written {key}=[a,b]."
         if key not in keys and not override.is_add():
-            return f"{command} has no key {key!r}. {did_you_mean(key, keys)}See `constellation {command} --help`."
+            meant = did_you_mean(key, [known for known in keys if not known.endswith("_target_")])
+            return f"{command} has no key {key!r}. {meant}See `constellation {command} --help`."
     return said
 
 
 def _keys(nested: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(nested, dict):
+        yield from (f"{prefix}{name}" for name in parameters_of(nested) if name not in nested)
         for name, value in nested.items():
             yield f"{prefix}{name}"
             yield from _keys(value, f"{prefix}{name}.")

@@ -41,7 +41,6 @@ COMPARED_KEYS = (
 )  # fmt: skip
 """Settings that finished cells share with the run that keeps them; origins, horizons, seeds and systems may grow."""
 
-UNCOMPARED = ("data.root", "data.cache", "training.accelerator", "training.devices", "training.num_threads")
 MODEL, RAW, RECALIBRATED = "model", "_raw", "_recalibrated"
 
 
@@ -79,11 +78,13 @@ def backtest(
     from constellation.backtesting.printing import Progress, plan_lines, print_league
     from constellation.backtesting.scoring import Resamples
     from constellation.journeys.prepare import prepare
+    from constellation.journeys.purchases import NO_MONEY, check_purchases, has_money
     from constellation.journeys.splits import time_windows
 
     if not seeds:
         raise InputError("seeds is empty: write seeds=[0], or several such as seeds=[0,1,2].")
     windows, store = time_windows(data.windows), prepare(data)
+    check_purchases(store)
     planned = plan(store, windows, origins=origins, horizons_days=horizons_days, max_origins=max_origins)
     horizons = sorted({days for origin in planned for days in origin.horizons_days})
     speaking = {}
@@ -95,7 +96,8 @@ def backtest(
             print(f"baseline {name} is left out: {reason}", flush=True)
     systems = _systems(encoder, readout, objective, speaking, optimizer, training, seeds, max_learned)
     run.log_dataset(data.name, store.manifest.content, source=data.source.label, profile=store.manifest.profile)
-    check_same(run.folder, _compared(run.config) | {"data_content": store.manifest.content})
+    compared = {name: run.config.get(name) for name in COMPARED_KEYS}
+    check_same(run.folder, compared | {"data_content": store.manifest.content})
     for line in plan_lines(planned, systems):
         print(line, flush=True)
 
@@ -109,7 +111,7 @@ def backtest(
             for seed in system.seeds:
                 kept = _finished(run.folder, origin, twins, seed)
                 if kept is None:
-                    task = _task(run.folder, store, windows, origin, queries, holdout_share, system.name, seed, twins)
+                    task = _task(run.folder, store, windows, origin, queries, holdout_share, system.name, seed)
                     task.folds = recalibration.folds if recalibration is not None and len(twins) > 1 else 0
                     found = _fit(run, system, task, seed, twins, cells, recalibration, resamples)
                 else:
@@ -126,7 +128,11 @@ def backtest(
     run.log_table("league", league.frame())
     for name, figure in figures(league, run.folder).items():
         run.log_figure(name, figure)
-    print_league(league)
+    told = league.targets
+    if not has_money(store):
+        print(f"\n{NO_MONEY}")
+        told = [target for target in told if not target.startswith("value_")]
+    print_league(league, told)
     return dict(run.metrics)
 
 
@@ -205,7 +211,6 @@ def _task(
     holdout_share: float,
     name: str,
     seed: int,
-    twins: Mapping[str, bool],
 ) -> Task:
     from constellation.backtesting.cells import Key
     from constellation.backtesting.systems import Task
@@ -234,8 +239,7 @@ def _fit(
 ) -> list[Cell]:
     """Fit, score under each name, and leave every cell on disk and in MLflow."""
     from constellation.backtesting.cells import Cell
-    from constellation.backtesting.scoring import past_totals, recalibrated, score_cells
-    from constellation.backtesting.systems import TARGETS
+    from constellation.backtesting.scoring import learned_shocks, recalibrated, score_cells
 
     fit = system.fit(task, seed)
     cells: list[Cell] = []
@@ -245,8 +249,7 @@ def _fit(
         shocks: dict[str, Shock] = {}
         if is_recalibrated and recalibration is not None:
             answers, methods = recalibrated(fit, recalibration, seed)
-            past = {kind: past_totals(earlier, name, seed, kind, task.origin) for kind in TARGETS}
-            shocks = {kind: recalibration.learn_shock(totals) for kind, totals in past.items()}
+            shocks = learned_shocks(recalibration, earlier, name, seed, task)
         score = partial(score_cells, task.origin, task.queries, answers, system=name, seed=seed, seconds=fit.seconds)
         cells += score(methods=methods, shocks=shocks, resamples=resamples)
     for place, cell in enumerate(cells):
@@ -270,16 +273,3 @@ def _fit(
         cell.save(run.folder)  # last: from now on the cell is finished
     shutil.rmtree(task.training_folder, ignore_errors=True)
     return cells
-
-
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that all cells of a folder share."""
-
-    def without(tree: Any, path: str) -> Any:
-        if not isinstance(tree, Mapping):
-            return tree
-        return {
-            name: without(value, f"{path}.{name}") for name, value in tree.items() if f"{path}.{name}" not in UNCOMPARED
-        }
-
-    return {name: without(config.get(name), name) for name in COMPARED_KEYS}

@@ -1,6 +1,7 @@
 """`constellation compare runs=[A,B]`: is B better than A, on the same customers, beyond chance?"""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def compare(
     *,
     runs: list[str],
     split: str = "test",
-    target: str = "value_91d",
+    target: str | None = None,
     system: str = "model",
     metrics: list[str] | None = None,
     num_resamples: int = 1000,
@@ -60,7 +61,8 @@ def compare(
         runs: run folders, MLflow run ids, or `latest`; `A:gradient_boosting` names another system than `system`, so
             `[latest, latest:gradient_boosting]` compares a model with a baseline of its own run.
         split: `val`, `test`, `test_new`.
-        target: `value_91d`, `purchases_91d`, `next_product`, ..
+        target: `value_91d`, `purchases_91d`, `next_product`, ..; null: money over the longest horizon that all runs
+            have, the number of purchases where money is zero for everybody, what else they have where there is neither.
         metrics: names; default all that every contender has.
         num_resamples: at least; many comparisons draw more, so that a verdict stays possible.
 
@@ -74,6 +76,7 @@ def compare(
     if len(runs) < 2:
         raise InputError(f"Expected at least two runs to compare, found {len(runs)}: runs=[first,second].")
     tracking = run.tracking if isinstance(run.tracking, Tracking) else None
+    target = _usual_target(runs, split, system, tracking) if target is None else target
     contenders = _load_all(runs, split, target, system, tracking)
     reference, *others = contenders
     for other in others:
@@ -108,6 +111,31 @@ def _load_all(
     return contenders
 
 
+def _usual_target(runs: list[str], split: str, system: str, tracking: Tracking | None) -> str:
+    """What is compared where nothing is named, see :func:`compare`."""
+    import pandas as pd
+
+    shared: list[str] | None = None
+    has_value: set[str] = set()
+    for text in runs:
+        path, _ = split_system(text, system)
+        table = pd.read_parquet(_predictions(resolve_run(path, tracking=tracking), text))
+        table = table[table["split"] == split]
+        found = list(dict.fromkeys(table["target"].astype(str)))
+        shared = found if shared is None else [target for target in shared if target in found]
+        if "realised" in table:
+            has_value |= set(table.loc[table["realised"].fillna(0) != 0, "target"].astype(str))
+    if not shared:
+        raise InputError(f"The runs share no target of the split {split}: they have nothing in common to compare.")
+
+    def rank(target: str) -> tuple[bool, bool, bool, int]:
+        days = re.fullmatch(r"(value|purchases)_(\d+)d", target)
+        is_kind = [days is not None and days[1] == kind for kind in ("value", "purchases")]
+        return target in has_value and is_kind[0], is_kind[1], is_kind[0], int(days[2]) if days else 0
+
+    return max(shared, key=rank)
+
+
 def split_system(text: str, system: str) -> tuple[str, str]:
     """`run` or `run:system`; a path that exists, or a colon before a slash (a drive letter), is no system."""
     head, colon, tail = text.rpartition(":")
@@ -118,16 +146,20 @@ def split_system(text: str, system: str) -> tuple[str, str]:
     return head, tail
 
 
-def _read(folder: Path, text: str, split: str, target: str, system: str) -> "pandas.DataFrame":
-    import pandas as pd
-
+def _predictions(folder: Path, text: str) -> Path:
     path = folder / "predictions.parquet"
     if not path.is_file():
         raise InputError(
             f"Run {text} has no predictions.parquet in {folder}. Give a finished `train` or `evaluate` run; "
             "one fetched from a tracking server has none, because customer ids stay in its folder."
         )
-    table = pd.read_parquet(path)
+    return path
+
+
+def _read(folder: Path, text: str, split: str, target: str, system: str) -> "pandas.DataFrame":
+    import pandas as pd
+
+    table = pd.read_parquet(_predictions(folder, text))
     chosen = table[(table["split"] == split) & (table["target"] == target) & (table["system"] == system)]
     if chosen.empty:
         there = table[(table["split"] == split) & (table["target"] == target)]

@@ -94,6 +94,7 @@ def _questions(
     """The store to read and the cutoff in its time."""
     from constellation.bundle.raw import read_attributes, read_events
     from constellation.bundle.reading import Reading, cutoff_time
+    from constellation.journeys.derived_windows import settle
     from constellation.journeys.prepare import prepare
     from constellation.journeys.windows import Windows
     from constellation.schema import CUSTOMER_ID, REQUIRED
@@ -111,8 +112,9 @@ def _questions(
     store = prepare(data)
     if cutoff is not None:
         return store, cutoff_time(cutoff, store.schema)
-    if isinstance(data.windows, Windows) and store.has_clock:
-        return store, data.windows.cutoffs(store)[1]
+    windows = settle(data.windows, store)
+    if isinstance(windows, Windows) and store.has_clock:
+        return store, windows.cutoffs(store)[1]
     return store, store.manifest.observed_until
 
 

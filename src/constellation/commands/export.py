@@ -114,10 +114,12 @@ def _answers_to_data(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     from constellation.bundle.raw import raw_attributes, raw_events
     from constellation.bundle.reading import cutoff_time
+    from constellation.journeys.derived_windows import settle
     from constellation.journeys.windows import Windows, at_risk
 
-    if cutoff is None and isinstance(data.windows, Windows):
-        cutoff = data.windows.test_cutoff
+    windows = settle(data.windows, store)
+    if cutoff is None and isinstance(windows, Windows):
+        cutoff = windows.test_cutoff
     if cutoff is None:  # customers have cutoffs of their own: all that is known
         cutoff = _moment(store)
     time = cutoff_time(cutoff, store.schema)

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 def prepare(run: Run, *, data: DataSet, rebuild: bool = False) -> dict[str, Any]:
     """Prepare ``data``; returns the profile, which is also printed, and written to ``profile.json`` in the run."""
+    from constellation.journeys.derived_windows import settle
     from constellation.journeys.prepare import describe_place
     from constellation.journeys.prepare import prepare as prepare_store
     from constellation.journeys.profile import format_profile, profile
+    from constellation.journeys.windows import Windows
 
     bar = ProgressLine()
     started = time.perf_counter()
@@ -24,8 +26,11 @@ def prepare(run: Run, *, data: DataSet, rebuild: bool = False) -> dict[str, Any]
     seconds = time.perf_counter() - started
     bar.close()
     place = describe_place(data, store)
-    facts = profile(store, data.windows.horizons_days)
+    windows = settle(data.windows, store)
+    facts = profile(store, windows.horizons_days)
     print(f"{data.name}: {format_profile(facts)}")
+    if isinstance(data.windows, Windows) and data.windows.is_open and isinstance(windows, Windows):
+        print(f"  {'derived':<22} {windows.describe(store)}; give windows in the YAML to choose others")
     if place["rejected"] is not None:
         print(f"  {'rejected rows are in':<22} {place['rejected']}")
     verb = f"built in {seconds:.1f} s" if bar.called else "reused, built before"

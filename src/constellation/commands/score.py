@@ -1,4 +1,4 @@
-"""Score a raw Parquet or CSV file of events with a bundle: one row of predictions per customer.
+"""Score a file of events, or the customers of a data set, with a bundle: one row of predictions per customer.
 
 A bundle or run of objective=engagement answers per customer and action instead, and with policy=... says which to take.
 """
@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from constellation.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from constellation.bundle import Bundle
     from constellation.journeys.dataset import DataSet
     from constellation.policies.policy import Policy
+    from constellation.schema import EventSchema
     from constellation.tracking import Run
 
 SHOWN_UNKNOWN = 0.01
@@ -56,6 +60,7 @@ def score(
     lifetime_years: adds the expected money of so many years, an extension of the longest horizon by survival, at
     ``discount_rate`` a year (``value_lifetime_by_survival_expected``); null leaves it out.
     exclude_seen: next products are ranked without those a customer already has; null does as the training did.
+    data: in place of ``events``, a data set whose own customers are scored; that of the run where ``run=`` names one.
     policy and what follows it are read for bundles of objective=engagement: see ``commands/engagement/scoring.py``.
     ``data`` is then the run's data set, whose next decisions are taken where no file is given.
     The predictions hold customer ids, so they stay in the folder and are not sent to MLflow.
@@ -88,9 +93,14 @@ def score(
     stray = [name for name, value in asked.items() if value is not None]
     if stray:
         raise InputError(f"{stray[0]} is for bundles of objective=engagement; {folder} is another. Leave it out.")
-    if events is None:
-        raise InputError("score needs events=FILE, the event table.")
     model = Bundle.load(folder, trusted=tuple(trusted))
+    if events is None:
+        if data is None:
+            raise InputError("score needs events=FILE, the event table, or data=..., a data set that has one.")
+        if attributes is not None:
+            raise InputError("attributes=FILE goes with events=FILE; the data set has its own. Leave one of them out.")
+        asked_of = {"levels": levels, "top_products": top_products, "lifetime": lifetime, "exclude_seen": exclude_seen}
+        return _written(run, _of_data(model, data, cutoff, asked_of), cutoff, model.schema, output_format)
     wanted = [*REQUIRED, *model.vocabulary.kinds, *model.schema.order_by]
     table = read_events(events, model.schema, wanted)
     customers = None
@@ -108,15 +118,60 @@ def score(
         lifetime=lifetime,
         exclude_seen=exclude_seen,
     )
+    return _written(run, frame, cutoff, model.schema, output_format)
+
+
+def _of_data(model: Bundle, data: DataSet, cutoff: str | int | None, asked: Mapping[str, Any]) -> pd.DataFrame:
+    """The table of a data set's own customers, read by its SELECT as for training; nothing after the cutoff is read."""
+    from constellation.bundle.reading import cutoff_time, unknown_share
+    from constellation.journeys.prepare import prepare
+    from constellation.journeys.windows import at_risk, format_time
+
+    store, schema = prepare(data), model.schema
+    lacking = [name for name in model.vocabulary.kinds if name not in store.manifest.kinds]
+    if lacking:
+        raise InputError(
+            f"The events of {data.name} lack {', '.join(lacking)}, which the model was trained with; they have "
+            f"{', '.join(store.manifest.kinds)}. Select them; what is unknown may be null."
+        )
+    for name in ("clock", "timezone", "purchase_types", "churn_types"):
+        if getattr(store.schema, name) != getattr(schema, name):
+            raise InputError(
+                f"{name} of {data.name} is {getattr(store.schema, name)!r}, and the model was trained with "
+                f"{getattr(schema, name)!r}. Score the data set it was trained on, or one declared alike."
+            )
+    time = store.manifest.observed_until if cutoff is None else cutoff_time(cutoff, schema)
+    # Customers who have attributes are asked about before their first event, too.
+    has_attributes = bool(store.attributes_categorical or store.attributes_numeric)
+    journeys = np.arange(store.num_customers) if has_attributes else at_risk(store, time)
+    if not len(journeys):
+        raise InputError(f"Nobody can be scored: no event lies at or before the cutoff {cutoff}. Move it later.")
+    frame = model.predict_customers(store, journeys, time, **asked)
+    everybody = np.arange(store.num_customers)
+    num_seen = int((store.end_event(everybody, np.full(len(everybody), time)) - store.first_event_C[:-1]).sum())
+    frame.attrs |= {
+        "cutoff": format_time(time, schema.timezone) if schema.clock == "time" else str(time),
+        "events": num_seen,
+        "events_ignored": store.num_events - num_seen,
+        "events_rejected": int(store.manifest.profile.get("num_rejected", 0)),
+        "unknown_share": unknown_share(store, model.vocabulary),
+    }
+    return frame
+
+
+def _written(
+    run: Run, frame: pd.DataFrame, cutoff: str | int | None, schema: EventSchema, output_format: str
+) -> dict[str, float]:
+    """Files, metrics and the summary."""
     if cutoff is None:
-        print(f"No cutoff was given: the end of the last event's day is taken, {frame.attrs['cutoff']}.")
+        print(f"No cutoff was given: the end of what is known is taken, {frame.attrs['cutoff']}.")
     frame.to_parquet(run.folder / "predictions.parquet", index=False)
     if output_format == "csv":
         frame.to_csv(run.folder / "predictions.csv", index=False)
     metrics = _metrics(frame)
     run.log_metrics(metrics)
     run.set_tag("cutoff", frame.attrs["cutoff"])
-    _print_summary(frame, metrics, model.schema.currency or "", run.folder / "predictions.parquet")
+    _print_summary(frame, metrics, schema.currency or "", run.folder / "predictions.parquet")
     return metrics
 
 

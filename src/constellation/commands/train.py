@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constellation.errors import InputError
+from constellation.tracking.settings import OF_THE_MACHINE, check_settings
 
 if TYPE_CHECKING:
     from constellation.baselines.baseline import Baseline
@@ -29,26 +29,13 @@ if TYPE_CHECKING:
     from constellation.tracking import Run
     from constellation.training.learner import OptimizerFactory
     from constellation.training.options import TrainingOptions
-    from constellation.training.study import Study
+    from constellation.training.study import BuildModel, Study
 
 COMPARED_KEYS = ("data", "encoder", "readout", "objective", "optimizer", "training", "seeds")
 """Settings that a resumed run must share with the run it goes on with."""
 
 ENGAGEMENT = "engagement"
 """The objective that is learned from decisions instead of cutoffs."""
-
-UNCOMPARED = (
-    "data.root",
-    "data.cache",
-    "training.accelerator",
-    "training.devices",
-    "training.num_threads",
-    "training.strategy",
-    "training.checkpoint_every_steps",
-    "training.checkpoint_every_minutes",
-    "init",
-)
-"""Among those, what may differ between two machines without changing the experiment."""
 
 
 def train(
@@ -88,12 +75,13 @@ def train(
     ``outcome`` and ``engagement`` are read then only.
     """
     from constellation.assessment import Assessment
+    from constellation.building import build_model, targets
     from constellation.journeys.prepare import prepare
     from constellation.journeys.splits import Splits
     from constellation.metrics import LEVELS
     from constellation.metrics.evaluate import Evaluation
     from constellation.reporting import Report
-    from constellation.training.study import fit_vocabulary
+    from constellation.training.study import fit_vocabulary, select_then_refit
 
     if not seeds:
         raise InputError("seeds is empty: write seeds=[0], or several such as seeds=[0,1,2].")
@@ -148,33 +136,29 @@ def train(
     val = Assessment(evaluation, store, val_vocabulary, splits.val, val_rows, exclude_seen)
     test = Assessment(evaluation, store, test_vocabulary, splits.test, test_rows, exclude_seen)
 
+    def build(vocabulary: Vocabulary) -> JourneyModel:
+        # The description is the user's own, so whatever it names is trusted.
+        return build_model(model_config, vocabulary, splits.windows.horizons_days, trusted=targets(model_config))
+
     of_seeds: list[dict[str, float]] = []
     for seed in seeds:
         system = "model" if len(seeds) == 1 else f"model_seed_{seed}"
         with nullcontext(run) if len(seeds) == 1 else run.child(f"seed_{seed}") as of_seed:
-            study = _study(
-                of_seed,
+            place = checkpoints / f"seed_{seed}"
+            study = select_then_refit(
                 splits,
-                model_config,
+                build,
                 optimizer,
                 training,
-                checkpoints / f"seed_{seed}",
-                seed,
-                report,
-                beginning,
+                place,
+                seed=seed,
+                report=partial(report.epoch, of_seed),
+                initial=None if beginning is None else beginning.initial(of_seed, report.say),
             )
             corrections = None
             if recalibration is not None:
                 corrections = _corrections(
-                    recalibration,
-                    study,
-                    splits,
-                    model_config,
-                    optimizer,
-                    training,
-                    checkpoints / f"seed_{seed}",
-                    seed,
-                    beginning,
+                    recalibration, study, splits, build, optimizer, training, place, seed, beginning
                 )
                 for line in corrections.describe():
                     report.say(f"recalibration: {line}")
@@ -216,36 +200,6 @@ def train(
     return dict(run.metrics)
 
 
-def _study(
-    run: Run,
-    splits: Splits,
-    model_config: Mapping[str, Any],
-    optimizer: OptimizerFactory,
-    training: TrainingOptions,
-    folder: Path,
-    seed: int,
-    report: Any,
-    beginning: Beginning | None,
-) -> Study:
-    from constellation.building import build_model, targets
-    from constellation.training.study import select_then_refit
-
-    def build(vocabulary: Vocabulary) -> JourneyModel:
-        # The description is the user's own, so whatever it names is trusted.
-        return build_model(model_config, vocabulary, splits.windows.horizons_days, trusted=targets(model_config))
-
-    return select_then_refit(
-        splits,
-        build,
-        optimizer,
-        training,
-        folder,
-        seed=seed,
-        report=partial(report.epoch, run),
-        initial=None if beginning is None else beginning.initial(run, report.say),
-    )
-
-
 def _predictor(
     model: JourneyModel,
     splits: Splits,
@@ -265,23 +219,19 @@ def _corrections(
     recalibration: Recalibrator,
     study: Study,
     splits: Splits,
-    model_config: Mapping[str, Any],
+    build: BuildModel,
     optimizer: OptimizerFactory,
     training: TrainingOptions,
     folder: Path,
     seed: int,
     beginning: Beginning | None,
 ) -> Corrections:
-    from constellation.building import build_model, targets
     from constellation.training.initial import Initial
     from constellation.training.recalibrating import learn_corrections, refit_without
 
     initial = None  # what it takes has been said when the study began
     if beginning is not None:
         initial = Initial(beginning.bundle.model, beginning.bundle.vocabulary, beginning.rate, lambda taken: None)
-
-    def build(vocabulary: Vocabulary) -> JourneyModel:
-        return build_model(model_config, vocabulary, splits.windows.horizons_days, trusted=targets(model_config))
 
     def refit(train: np.ndarray) -> tuple[JourneyModel, Vocabulary]:
         place = folder / f"without_{train[0]}"
@@ -314,7 +264,7 @@ def _save_bundle(
     trained_on = {
         "data": data.name,
         "fingerprint": manifest.content,
-        **data.windows.facts(),
+        **splits.windows.facts(),
         "refit": training.refit,
         "num_customers": len(splits.train_journeys),
         "num_steps": study.refitted.num_steps,
@@ -339,26 +289,12 @@ def _check_resumable(
     config: Mapping[str, Any], checkpoints: Path, resumed: bool, content: str, started: Mapping[str, Any]
 ) -> None:
     """A fresh run clears stale checkpoints; a resumed one must be the same experiment on the same data."""
-    mine = _flatten({key: config.get(key) for key in COMPARED_KEYS} | {"data_content": content} | dict(started))
-    mine = {key: value for key, value in mine.items() if key not in UNCOMPARED}
-    path = checkpoints / "config.json"
-    if resumed and path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        different = sorted(key for key in mine | theirs if mine.get(key) != theirs.get(key))
-        if different:
-            listed = "; ".join(f"{key}: {theirs.get(key)} then, {mine.get(key)} now" for key in different[:8])
-            raise InputError(
-                f"The run to resume was started with other settings ({listed}). "
-                "Resume with the same, or start a new run."
-            )
     if not resumed:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine, indent=1), encoding="utf-8")
-
-
-def _flatten(thing: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted names and the values as text, which reads the same from YAML and from JSON."""
-    if isinstance(thing, Mapping):
-        return {key: text for name, part in thing.items() for key, text in _flatten(part, f"{prefix}.{name}").items()}
-    return {prefix.lstrip("."): json.dumps(thing, default=str)}
+    check_settings(
+        checkpoints / "config.json",
+        {key: config.get(key) for key in COMPARED_KEYS} | {"data_content": content} | dict(started),
+        "The run to resume was started with",
+        "Resume with the same, or start a new run.",
+        leave_out=(*OF_THE_MACHINE, "init"),  # where the weights lay; what they are is compared
+    )

@@ -15,6 +15,7 @@ from constellation.schema import EventSchema
 class DataSet:
     """Where events come from, what their columns mean, where we cut, and what was decided.
 
+    windows: by default cutoffs and horizons that follow from the span of the data (``journeys/derived_windows.py``).
     observed_until: the last moment the data speak about, a date (its whole day) or a time; by default the end of the
     last event's local day. Horizons are checked against it.
     root: folder of raw data; by default the environment variable CONSTELLATION_DATA, else ``./data``.
@@ -23,7 +24,7 @@ class DataSet:
 
     name: str
     source: SqlSource | FunctionSource
-    windows: Windows | LastEvents
+    windows: Windows | LastEvents = field(default_factory=Windows)
     schema: EventSchema = field(default_factory=EventSchema)
     decisions: DecisionRule | None = None
     observed_until: str | None = None

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from constellation.errors import InputError
+from constellation.journeys.layout import ATTRIBUTE
+from constellation.journeys.purchases import purchases_in_words
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store, to_local
-from constellation.journeys.windows import at_risk, check_horizon, format_time, parse_cutoff
+from constellation.journeys.windows import at_risk, format_time, latest_cutoff, parse_cutoff
 from constellation.schema import AMOUNT, CATEGORICAL, EVENT_TYPE, LIST
 
 CHUNK = 4_000_000
@@ -23,8 +24,9 @@ def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
 
     ``gap_days``: quantiles of the days between events of a customer (of the first ones where the store is large).
     ``longest_silence_days``: the longest run of days without a single event: a hole in the log.
-    ``horizons``: per horizon the latest cutoff (a local date), customers at risk there, and the share of them whose net
-    value in the horizon is zero.
+    ``known_amount_share``: of the purchases, those with an amount. ``attributes``: per attribute of the customers the
+    share of them it is known of, and of categories their number. ``horizons``: per horizon the latest cutoff (a local
+    date), customers at risk there, and the shares of them with zero net value, and without a purchase, in the horizon.
     """
     manifest, zone = store.manifest, store.schema.timezone
     per_customer = np.diff(store.first_event_C)
@@ -41,6 +43,8 @@ def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
             if kind in (CATEGORICAL, LIST)
         },
     }
+    if store.attributes_categorical or store.attributes_numeric:
+        result["attributes"] = _attributes(store)
     if store.decisions is not None:
         result["num_decisions"] = len(store.decisions)
     if not store.has_clock:
@@ -54,7 +58,9 @@ def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
         "span_days": round((manifest.observed_until - manifest.first_time) / MICROSECONDS_PER_DAY, 1),
         "gap_days": _quantiles(_gaps(store)),
         "longest_silence_days": _longest_silence(store),
-        "zero_amount_share": _zero_amounts(store),
+        "num_purchases": int(store.purchase_sum_N[-1]),
+        "purchases_are": purchases_in_words(store),
+        **_amounts(store),
         "horizons": {str(days): _horizon(store, days) for days in horizons_days},
     }
     return result
@@ -84,8 +90,13 @@ def format_profile(facts: dict[str, Any]) -> str:
         add("days between events", _line(facts["gap_days"], "{:,.2f}"))
     if "longest_silence_days" in facts:
         add("longest silence", f"{facts['longest_silence_days']} days without any event")
+    if "num_purchases" in facts:
+        add("purchases", _purchases_line(facts))
     if facts.get("zero_amount_share") is not None:
-        add("zero amounts", f"{facts['zero_amount_share']:.1%} of the events that have an amount")
+        negative = f"; {facts['num_negative_amounts']:,} are negative" if facts["num_negative_amounts"] else ""
+        add("zero amounts", f"{facts['zero_amount_share']:.1%} of the events that have an amount{negative}")
+    if facts.get("attributes"):
+        add("attributes", "; ".join(_attribute(name, about) for name, about in facts["attributes"].items()))
     if facts.get("num_duplicates"):
         add("duplicate rows", f"{facts['num_duplicates']:,} (kept; use DISTINCT in the SELECT if they are errors)")
     if facts.get("num_rejected"):
@@ -100,9 +111,42 @@ def format_profile(facts: dict[str, Any]) -> str:
             add(
                 f"horizon {days} days",
                 f"latest cutoff {horizon['latest_cutoff']}: {horizon['at_risk']:,} customers at risk, "
-                f"{horizon['zero_value_share']:.1%} of them with zero value",
+                + (
+                    f"{horizon['zero_value_share']:.1%} of them with zero value"
+                    if facts.get("known_amount_share")
+                    else f"{horizon['zero_purchases_share']:.1%} of them without a purchase"
+                ),
             )
     return "\n".join(lines)
+
+
+def _purchases_line(facts: dict[str, Any]) -> str:
+    if not facts["num_purchases"]:
+        return (
+            f"none: there is no event {facts['purchases_are']}, so money and purchases are zero; "
+            "name schema.purchase_types in the YAML"
+        )
+    share = facts["known_amount_share"]
+    if share:
+        money = "all with an amount" if share == 1 else f"{share:.1%} with an amount"
+    else:
+        money = "none with an amount: there is no money to predict, only the number of purchases"
+    return f"{facts['num_purchases']:,} (events {facts['purchases_are']}), {money}"
+
+
+def _attribute(name: str, about: dict[str, float]) -> str:
+    kind = f"{about['num_values']:,.0f} values" if "num_values" in about else "a number"
+    return f"{name} {kind}, known of {about['known_share']:.1%}"
+
+
+def _attributes(store: Store) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for name, codes_C in store.attributes_categorical.items():
+        num_values = len(store.dictionaries[f"{ATTRIBUTE}{name}"]) - 1
+        found[name] = {"num_values": num_values, "known_share": float(np.mean(codes_C > 0))}
+    for name, values_C in store.attributes_numeric.items():
+        found[name] = {"known_share": float(np.mean(~np.isnan(values_C)))}
+    return found
 
 
 def _line(quantiles: dict[str, float], form: str) -> str:
@@ -151,33 +195,37 @@ def _longest_silence(store: Store) -> int:
     return int(np.diff(days).max() - 1) if len(days) > 1 else 0
 
 
-def _zero_amounts(store: Store) -> float | None:
-    if AMOUNT not in store.numeric:
-        return None
-    known = zero = 0
-    for part in _chunks(store):
+def _amounts(store: Store) -> dict[str, Any]:
+    """Share of zeros among the amounts, number of negative ones, share of the purchases that have one."""
+    known = zero = negative = bought = 0
+    num_purchases = int(store.purchase_sum_N[-1])
+    for part in _chunks(store) if AMOUNT in store.numeric else ():
         amounts = store.numeric[AMOUNT][part]
-        known += int((~np.isnan(amounts)).sum())
+        known_N = ~np.isnan(amounts)
+        known += int(known_N.sum())
         zero += int((amounts == 0).sum())
-    return zero / known if known else None
+        negative += int((amounts < 0).sum())
+        bought += int((known_N & store.purchase_N[part]).sum())
+    return {
+        "zero_amount_share": zero / known if known else None,
+        "num_negative_amounts": negative,
+        "known_amount_share": bought / num_purchases if num_purchases else None,
+    }
 
 
 def _horizon(store: Store, days: int) -> dict[str, Any] | None:
     zone = store.schema.timezone
-    cutoff = store.manifest.observed_until - days * MICROSECONDS_PER_DAY
-    # The latest date whose whole day may be a cutoff; a clock change can move it by one.
-    for shift in (0, 1, 2):
-        date = format_time(cutoff - shift * MICROSECONDS_PER_DAY + 2 * 3_600_000_000, zone)[:10]
-        try:
-            check_horizon(store, parse_cutoff(date, zone), days)
-        except InputError:
-            continue
-        cutoff = parse_cutoff(date, zone)
-        break
+    date = latest_cutoff(store, days).isoformat()
+    cutoff = parse_cutoff(date, zone)
     journeys = at_risk(store, cutoff)
     if len(journeys) == 0:
         return None
     start = store.last_event(journeys, np.full(len(journeys), cutoff)) + 1
     end = store.end_event(journeys, np.full(len(journeys), cutoff + days * MICROSECONDS_PER_DAY))
     value = store.money_between(start, end)
-    return {"latest_cutoff": date, "at_risk": len(journeys), "zero_value_share": float((value == 0).mean())}
+    return {
+        "latest_cutoff": date,
+        "at_risk": len(journeys),
+        "zero_value_share": float((value == 0).mean()),
+        "zero_purchases_share": float((store.purchases_between(start, end) == 0).mean()),
+    }

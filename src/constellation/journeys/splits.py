@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from constellation.errors import InputError
+from constellation.journeys.derived_windows import settle
 from constellation.journeys.last_events import LastEvents
 from constellation.journeys.store import Store
 from constellation.journeys.windows import Queries, Until, Windows, held_out
@@ -22,13 +23,14 @@ class Splits:
     are in neither; the test asks everybody at risk.
 
     select_until, refit_until: the last moment that each phase may know, one for all (the cutoffs of :class:`Windows`)
-    or one for each customer (:class:`LastEvents`).
+    or one for each customer (:class:`LastEvents`). windows: as given; what they leave open is derived from the store.
     """
 
     store: Store
     windows: Windows | LastEvents
 
     def __post_init__(self) -> None:
+        self.windows = settle(self.windows, self.store)
         self.select_until, self.refit_until = self.windows.known_until(self.store)
         self.held_out_C = held_out(self.store, self.windows)
         self.train_journeys = np.flatnonzero(~self.held_out_C)

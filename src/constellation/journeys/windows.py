@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 from zoneinfo import ZoneInfo
@@ -16,6 +17,9 @@ from constellation.journeys.store import MICROSECONDS_PER_DAY, Store, to_local
 
 CLOCK_CHANGE = 2 * 3_600_000_000
 """Grace of a horizon: a clock change makes a day an hour longer, and the same wall-clock day still counts as inside."""
+
+DERIVED = "auto"
+"""In place of a cutoff: derived from the span of the data, see ``journeys/derived_windows.py``."""
 
 Until = int | np.ndarray
 """The last moment that may be known: one for all, or one for each customer of the store, int64 [C]."""
@@ -73,8 +77,8 @@ class Windows:
     """The split by time and by customer.
 
     val_cutoff, test_cutoff: models are selected with horizons that end at or before the first, and refitted with
-    horizons that end at or before the second.
-    horizons_days: what is asked, ascending.
+    horizons that end at or before the second. horizons_days: what is asked, ascending. Left out (or ``auto`` and an
+    empty list) they follow from the span of the data, see :func:`constellation.journeys.derived_windows.settle`.
     holdout_share: customers never trained on, by a stable hash of their id; reported as ``test_new``.
     train_cutoffs_every_days: the grid of training cutoffs.
     first_cutoff: the earliest training cutoff, for data whose first weeks are no fair history; null: the first event.
@@ -85,9 +89,9 @@ class Windows:
     the ends of months.
     """
 
-    val_cutoff: str
-    test_cutoff: str
-    horizons_days: tuple[int, ...] = (30, 91)
+    val_cutoff: str = DERIVED
+    test_cutoff: str = DERIVED
+    horizons_days: tuple[int, ...] = ()
     holdout_share: float = 0.1
     train_cutoffs_every_days: int = 7
     first_cutoff: str | None = None
@@ -97,16 +101,24 @@ class Windows:
     backtest_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "horizons_days", tuple(int(days) for days in self.horizons_days))
+        for name in ("val_cutoff", "test_cutoff"):
+            object.__setattr__(self, name, str(getattr(self, name) or DERIVED))  # YAML may say null
+        object.__setattr__(self, "horizons_days", _whole_days(self.horizons_days))
         horizons = self.horizons_days
-        if not horizons or horizons[0] < 1 or any(b <= a for a, b in itertools.pairwise(horizons)):
+        if any(days < 1 for days in horizons) or any(b <= a for a, b in itertools.pairwise(horizons)):
             raise InputError(f"horizons_days must be whole days, ascending, found {list(horizons)}.")
-        if self.room_days is not None and not 1 <= self.room_days <= horizons[0]:
-            raise InputError(f"room_days must lie in 1 .. {horizons[0]}, the shortest horizon, found {self.room_days}.")
+        if self.room_days is not None and (self.room_days < 1 or (horizons and self.room_days > horizons[0])):
+            most = horizons[0] if horizons else "that"
+            raise InputError(f"room_days must lie in 1 .. {most}, the shortest horizon, found {self.room_days}.")
         if not 0 <= self.holdout_share < 1:
             raise InputError(f"holdout_share must lie in [0, 1), found {self.holdout_share}.")
         if self.train_cutoffs_every_days < 1:
             raise InputError(f"train_cutoffs_every_days must be at least 1, found {self.train_cutoffs_every_days}.")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a cutoff or the horizons still have to be derived from the data."""
+        return DERIVED in (self.val_cutoff, self.test_cutoff) or not self.horizons_days
 
     @property
     def least_room_days(self) -> int:
@@ -127,6 +139,7 @@ class Windows:
                 "Split them by the last events of each customer: `_target_: "
                 "constellation.journeys.last_events.LastEvents` under windows."
             )
+        assert not self.is_open, "derived_windows.settle comes first"
         zone = store.schema.timezone
         val, test = parse_cutoff(self.val_cutoff, zone), parse_cutoff(self.test_cutoff, zone)
         if val >= test:
@@ -168,15 +181,21 @@ class Windows:
         return {"val_cutoff": self.val_cutoff, "test_cutoff": self.test_cutoff} | seen
 
 
+def latest_cutoff(store: Store, horizon_days: int) -> dt.date:
+    """The last local date whose whole day leaves ``horizon_days`` until the data end."""
+    zone, last = store.schema.timezone, store.manifest.observed_until
+    date = dt.date.fromisoformat(format_time(last - horizon_days * MICROSECONDS_PER_DAY + CLOCK_CHANGE, zone)[:10])
+    while parse_cutoff(date.isoformat(), zone) + horizon_days * MICROSECONDS_PER_DAY > last + CLOCK_CHANGE:
+        date -= dt.timedelta(days=1)  # the data may end within a day, and a clock change moves it
+    return date
+
+
 def check_horizon(store: Store, cutoff: int, horizon_days: int) -> None:
     """Raise InputError where the horizon ends after the data do, naming the latest possible cutoff."""
     zone = store.schema.timezone
     end, last = cutoff + horizon_days * MICROSECONDS_PER_DAY, store.manifest.observed_until
     if end > last + CLOCK_CHANGE:
-        latest = format_time(last - horizon_days * MICROSECONDS_PER_DAY + CLOCK_CHANGE, zone)[:10]
-        latest_day = dt.date.fromisoformat(latest)
-        if parse_cutoff(latest, zone) + horizon_days * MICROSECONDS_PER_DAY > last + CLOCK_CHANGE:
-            latest_day -= dt.timedelta(days=1)
+        latest_day = latest_cutoff(store, horizon_days)
         cure = f"Move the cutoff to {latest_day} or earlier, or shorten horizons_days."
         if parse_cutoff(latest_day.isoformat(), zone) <= store.manifest.first_time:
             cure = (
@@ -186,6 +205,15 @@ def check_horizon(store: Store, cutoff: int, horizon_days: int) -> None:
             f"The horizon of {horizon_days} days ends {format_time(end, zone)}, after the data do "
             f"({format_time(last, zone)}). {cure}"
         )
+
+
+def _whole_days(given: object) -> tuple[int, ...]:
+    """Horizons as YAML may give them: a list, nothing, or ``auto`` for nothing."""
+    if given is None or given == DERIVED:
+        return ()
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise InputError(f"horizons_days must be a list of whole days, such as [30, 91], found {given!r}.")
+    return tuple(int(days) for days in given)
 
 
 @dataclass

@@ -10,6 +10,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +92,10 @@ class _Entry:
     statistics: ValueStatistics | MeanStatistics | SurvivalStatistics
     estimates: dict[str, float]
     samples: dict[str, np.ndarray]
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        return intervals(self.estimates, self.samples)
 
     def slice(self, rows: np.ndarray) -> Statistics:
         if isinstance(self.statistics, ValueStatistics):
@@ -211,8 +216,7 @@ class Evaluation:
         return self._entries[split, target, system].columns
 
     def intervals(self, split: str, target: str, system: str) -> dict[str, Interval]:
-        entry = self._entries[split, target, system]
-        return intervals(entry.estimates, entry.samples)
+        return self._entries[split, target, system].intervals
 
     def paired(self, split: str, target: str, metric: str, system: str, other: str) -> Interval:
         """By how much `system` is further from the ideal than `other`: below zero is better, for every metric."""
