@@ -57,12 +57,18 @@ def answer_all(
     levels: np.ndarray | tuple[float, ...],
     *,
     corrections: Corrections | None = None,
+    beginning: tuple[str, ...] = ("",),
     **limits: int,
 ) -> dict[str, np.ndarray]:
-    """All answers at once, in the order of ``queries``; for as many questions as fit in memory."""
+    """All answers at once, in the order of ``queries``; for as many questions as fit in memory.
+
+    beginning: only answers whose names begin so are kept; product scores of many customers would not fit.
+    """
     whole: dict[str, np.ndarray] = {}
     for rows, answers in answer(model, gatherer, queries, levels, corrections=corrections, **limits):
         for name, values in answers.items():
+            if not name.startswith(beginning):
+                continue
             if name not in whole:
                 whole[name] = np.empty((len(queries), *values.shape[1:]), dtype=values.dtype)
             whole[name][rows] = values

@@ -103,18 +103,12 @@ class ModelSystem:
         queries: Queries,
         horizons_days: tuple[int, ...],
     ) -> Answers:
-        from constellation.answering import answer
+        from constellation.answering import answer_all
         from constellation.journeys.batch import Gatherer
 
         wanted = tuple(f"{name}_{days}d_" for name in TARGETS for days in horizons_days)
-        answers: Answers = {}
-        for rows, part in answer(model, Gatherer(task.store, vocabulary, self.training.max_events), queries, LEVELS):
-            for name, values in part.items():
-                if name.startswith(wanted):
-                    if name not in answers:
-                        answers[name] = np.empty((len(queries), *values.shape[1:]), dtype=values.dtype)
-                    answers[name][rows] = values
-        return answers
+        gatherer = Gatherer(task.store, vocabulary, self.training.max_events)
+        return answer_all(model, gatherer, queries, LEVELS, beginning=wanted)
 
     def _known(
         self,

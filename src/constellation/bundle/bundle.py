@@ -278,7 +278,7 @@ class Bundle:
     def _gatherer(self, store: Store) -> Gatherer:
         return Gatherer(store, self.vocabulary, self.max_events)
 
-    def _limits(self) -> dict[str, int]:
+    def _limits(self) -> dict[str, Any]:
         return {"max_journeys": min(1024, max(16, MAX_SCORES // max(len(self.vocabulary.products), 1)))}
 
     def _content(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from constellation.answering import answer
+from constellation.answering import answer_all
 from constellation.journeys.batch import Gatherer
 from constellation.journeys.splits import Splits, time_windows
 from constellation.journeys.store import MICROSECONDS_PER_DAY
@@ -172,12 +172,8 @@ def _answers(
 ) -> Answers:
     """What the model says of money and purchases; product scores would not fit."""
     wanted = tuple(f"{kind}_{days}d_" for kind in KINDS for days in questions.horizons_days)
-    found: Answers = {}
-    for rows, part in answer(model, Gatherer(splits.store, vocabulary, options.max_events), questions, LEVELS):
-        for name, values in part.items():
-            if name.startswith(wanted):
-                found.setdefault(name, np.empty((len(questions), *values.shape[1:]), dtype=values.dtype))[rows] = values
-    return found
+    gatherer = Gatherer(splits.store, vocabulary, options.max_events)
+    return answer_all(model, gatherer, questions, LEVELS, beginning=wanted)
 
 
 def _swings(splits: Splits) -> dict[str, Swings]:

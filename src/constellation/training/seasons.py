@@ -12,7 +12,7 @@ import math
 import numpy as np
 import torch
 
-from constellation.answering import answer
+from constellation.answering import answer_all
 from constellation.distributions.season import MICROSECONDS_PER_DAY, NUM_SLOTS, STEP_DAYS, YEAR_DAYS
 from constellation.journeys.batch import Gatherer
 from constellation.journeys.splits import Splits
@@ -134,9 +134,5 @@ def _some(journeys: np.ndarray, most: int, random: np.random.Generator) -> np.nd
 
 def _expected(model: JourneyModel, gatherer: Gatherer, queries: Queries) -> dict[str, np.ndarray]:
     """Expected values [Q] of the model by target."""
-    expected: dict[str, np.ndarray] = {}
-    for rows, said in answer(model, gatherer, queries, (0.5,)):
-        for name, values in said.items():
-            if name.endswith("_expected") and name.startswith(("value_", "purchases_")):
-                expected.setdefault(name.removesuffix("_expected"), np.zeros(len(queries)))[rows] = values
-    return expected
+    said = answer_all(model, gatherer, queries, (0.5,), beginning=("value_", "purchases_"))
+    return {name.removesuffix("_expected"): values_Q for name, values_Q in said.items() if name.endswith("_expected")}
