@@ -8,7 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from constellation.bundle import EngagementBundle
 from constellation.cli import main
+from constellation.policies.saved import Saved
 from constellation.worlds.loyalty.value import constant_policy, logging_policy, started, value_of
 from constellation.worlds.loyalty.world import LoyaltyWorld
 from tests.end_to_end.console import metrics_of
@@ -79,6 +81,19 @@ def test_true_values_are_those_of_the_world(here: Path, capsys: pytest.CaptureFi
     other = [word for word in EVALUATE if word != "world=loyalty"]
     assert run(*other, "world=order", "policy=[greedy]", "output=other") == 2
     assert "world=loyalty" in capsys.readouterr().err
+
+
+def test_a_look_ahead_changes_what_is_learned_and_not_what_is_judged(here: Path) -> None:
+    for name, windows in (("near", 0), ("far", 1)):
+        assert run(*TRAIN, PLAIN, f"engagement.lookahead={windows}", f"output={name}") == 0
+        assert EngagementBundle.load(here / name / "bundle").trained_on["lookahead"] == windows
+    near, far = (Saved.load(here / name) for name in ("near", "far"))
+    assert far.facts["lookahead"] == 1
+    np.testing.assert_array_equal(near.log.reward_Q, far.log.reward_Q)
+    one, other = (each.systems["proportional"].expected_QA for each in (near, far))
+    # The level stays that of the reward; effects do not.
+    assert np.average(other, weights=far.log.logging_QA) == pytest.approx(far.log.reward_Q.mean(), rel=0.05)
+    assert np.abs((one - one[:, :1]) - (other - other[:, :1])).max() > 0.5
 
 
 def test_true_values_need_the_context_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

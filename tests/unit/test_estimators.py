@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from constellation.errors import InputError
 from constellation.policies import estimators as e
-from constellation.policies import intervals, sequences
+from constellation.policies import intervals
 from constellation.policies.log import Log
 from constellation.policies.terms import Terms
 
@@ -187,56 +187,3 @@ def test_log_refuses_what_no_policy_can_have_done():
         Log.of([1], [1.0], np.array([[1.0, 0.0]]))
     with pytest.raises(InputError, match="not eligible"):
         Log.of([1], [1.0], np.array([[0.5, 0.5]]), eligible_QA=np.array([[True, False]]))
-
-
-def chain(rng, num, chance):
-    """A chain of two states and two actions: action 1 moves to state 1, where action 1 pays 1."""
-    state_JT, action_JT, reward_JT = (np.zeros((num, 4), dtype=int) for _ in range(3))
-    state = np.zeros(num, dtype=int)
-    for step in range(4):
-        action = (rng.random(num) < chance[state]).astype(int)
-        state_JT[:, step], action_JT[:, step] = state, action
-        reward_JT[:, step] = (state == 1) & (action == 1)
-        state = action
-    return state_JT, action_JT, reward_JT.astype(float)
-
-
-def test_sequences_find_the_value_of_another_policy():
-    rng = np.random.default_rng(3)
-    logging, target = np.array([0.4, 0.5]), np.array([0.7, 0.8])
-    truth = chain(rng, 400_000, target)[2].sum(axis=1).mean()
-    state_JT, action_JT, reward_JT = chain(rng, 20_000, logging)
-    present_JT = np.ones_like(state_JT, dtype=bool)
-    chosen = np.where(action_JT == 1, target[state_JT], 1 - target[state_JT])
-    weight_JT = chosen / np.where(action_JT == 1, logging[state_JT], 1 - logging[state_JT])
-    arrays = (weight_JT, reward_JT, present_JT)
-    features_JTX = (state_JT == 1).astype(float)[:, :, None]
-    target_JTA = np.stack([1 - target[state_JT], target[state_JT]], axis=2)
-    q_JTA = sequences.fitted_q(features_JTX, action_JT, reward_JT, present_JT, target_JTA, ridge=1e-6)
-    q_JT = np.take_along_axis(q_JTA, action_JT[:, :, None], axis=2)[:, :, 0]
-    v_JT = (q_JTA * target_JTA).sum(axis=2)
-    errors = {}
-    for name, terms in {
-        "trajectory": sequences.trajectory(*arrays),
-        "per_decision": sequences.per_decision(*arrays),
-        "normalised": sequences.per_decision(*arrays, self_normalised=True),
-        "doubly_robust": sequences.doubly_robust_sequence(*arrays, q_JT, v_JT),
-    }.items():
-        errors[name] = intervals.standard_error(terms, np.arange(len(terms)))
-        assert abs(terms.value - truth) < 4 * errors[name] + 0.005, name
-    assert errors["doubly_robust"] < errors["per_decision"] < errors["trajectory"]
-    assert sequences.marginal(*arrays, state_JT) == pytest.approx(truth, abs=0.03)
-    assert v_JT[:, 0].mean() == pytest.approx(truth, abs=0.03)
-    steps = sequences.effective_sample_size_by_step(weight_JT, present_JT)
-    assert (np.diff(steps) < 0).all()
-
-
-def test_sequences_by_hand_and_after_the_end():
-    weight_JT = np.array([[2.0, 0.5], [1.0, 7.0]])
-    reward_JT = np.array([[1.0, 4.0], [3.0, 99.0]])
-    present_JT = np.array([[True, True], [True, False]])
-    assert sequences.per_decision(weight_JT, reward_JT, present_JT).value == pytest.approx((2 + 4 + 3) / 2)
-    assert sequences.trajectory(weight_JT, reward_JT, present_JT, discount=0.5).value == pytest.approx((3 + 3) / 2)
-    zero = np.zeros((2, 2))
-    exact = sequences.doubly_robust_sequence(weight_JT, reward_JT, present_JT, zero, zero)
-    assert exact.value == pytest.approx((2 * (1 + 0.5 * 4) + 3) / 2)

@@ -19,6 +19,7 @@ from constellation.journeys.prepare import prepare
 from constellation.journeys.sources import SqlSource
 from constellation.journeys.store import Store
 from constellation.journeys.windows import Windows
+from constellation.policies.cross_fit import TRAIN_ONLY
 from constellation.schema import EventSchema
 
 DAY = 86_400_000_000
@@ -112,3 +113,44 @@ def test_context_alone_needs_context(tmp_path: Path) -> None:
     data = data_of(tmp_path, bare)
     with pytest.raises(InputError, match="no context to read alone"):
         decided(data, prepare(data), EngagementOptions(num_folds=2, context_alone=True), seed=0)
+
+
+def rounds_of(rounds: int) -> pl.DataFrame:
+    """So many rounds of 60 customers, four days apart, and a last one whose rewards are not known."""
+    parts = [
+        table()
+        .head(60)
+        .with_columns(
+            customer_id=pl.int_range(60),
+            decision_time=pl.lit(1_700_000_000_000_000 + DAY * 4 * place).cast(pl.Datetime("us", "UTC")),
+            context_visits=pl.int_range(60) + 100 * place,
+            matured=pl.lit(place < rounds),
+        )
+        for place in range(rounds + 1)
+    ]
+    return pl.concat(parts)
+
+
+def test_a_look_ahead_finds_the_next_decision_even_where_its_reward_is_not_known(tmp_path: Path) -> None:
+    data = data_of(tmp_path, rounds_of(3))
+    options = EngagementOptions(num_folds=2, context_alone=True, lookahead=2)
+    ground = decided(data, prepare(data), options, seed=0)
+    ahead = ground.ahead
+    assert ahead is not None and ahead.num_windows == 2 and len(ground.log) == 180
+    visits_E = np.concatenate([ahead.features_QX, ahead.late_SX])[:, 0]
+    np.testing.assert_array_equal(visits_E[ahead.next_Q], ground.features.values_QX[:, 0] + 100)
+    np.testing.assert_array_equal(np.sort(ahead.late_SX[:, 0]), 300 + np.arange(60))
+    assert decided(data, prepare(data), replace(options, lookahead=0), seed=0).ahead is None
+    # Two rounds are learned from, known by the end of that day; what is decided after it is not seen by the second.
+    split = decided(data, prepare(data), replace(options, test_from="2023-11-21"), seed=0)
+    assert split.ahead is not None and (split.fold_Q == TRAIN_ONLY).sum() == 120
+    np.testing.assert_array_equal(split.ahead.next_Q < 0, split.features.values_QX[:, 0] // 100 == 1)
+    # After the first round alone nobody who is learned from is followed, whatever comes later.
+    with pytest.raises(InputError, match=r"60 of 60 decisions have none by engagement\.test_from=2023-11-17"):
+        decided(data, prepare(data), replace(options, test_from="2023-11-17"), seed=0)
+
+
+def test_customers_who_are_not_decided_about_again_cannot_be_looked_ahead_at(tmp_path: Path) -> None:
+    data = data_of(tmp_path, rounds_of(1).filter("matured").vstack(rounds_of(2).filter("matured").tail(60)).head(115))
+    with pytest.raises(InputError, match=r"lookahead=1 .* 60 of 115 decisions have none"):
+        decided(data, prepare(data), EngagementOptions(num_folds=2, context_alone=True, lookahead=1), seed=0)

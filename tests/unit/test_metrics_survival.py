@@ -11,7 +11,6 @@ from constellation.errors import InputError
 from constellation.metrics.survival import (
     Followed,
     SurvivalStatistics,
-    auc_at,
     brier,
     concordance,
     ipcw,
@@ -24,6 +23,10 @@ INF = float("inf")
 
 # Four customers: event on day 2, lost from sight on day 3, event on day 4, nothing by day 6.
 FOUR = Followed.of(np.array([2.0, INF, 4.0, INF]), np.array([6.0, 3.0, 6.0, 6.0]))
+
+
+def auc_of(followed: Followed, p_event_Q: np.ndarray, at_days: float) -> float:
+    return float(SurvivalStatistics(followed, p_event_Q, at_days)(np.ones((1, len(p_event_Q))))["auc"][0])
 
 
 def test_rows_are_followed_to_the_event_or_to_the_end_of_watching():
@@ -72,8 +75,8 @@ def test_auc_by_hand():
     # Events by day 5: the first (weight 1) and the third (3/2); without: the fourth (3/2). The first is given more than
     # the fourth, the third as much: (1 * 1.5 * 1 + 1.5 * 1.5 * 0.5) / (2.5 * 1.5).
     p = np.array([0.8, 0.9, 0.4, 0.4])
-    assert auc_at(FOUR, p, 5.0) == pytest.approx((1.5 + 1.125) / 3.75)
-    assert np.isnan(auc_at(FOUR, p, 1.0))
+    assert auc_of(FOUR, p, 5.0) == pytest.approx((1.5 + 1.125) / 3.75)
+    assert np.isnan(auc_of(FOUR, p, 1.0))
 
 
 def test_concordance_by_hand():
@@ -114,7 +117,9 @@ def test_statistics_with_weights_are_those_of_repeated_rows():
     statistics = SurvivalStatistics(followed, p, 6.0)
     found = statistics(np.ones((2, 60)))
     assert found["brier"][0] == pytest.approx(brier(followed, p, 6.0).mean())
-    assert found["auc"][1] == pytest.approx(auc_at(followed, p, 6.0))
+    twice = np.repeat(np.arange(60), 2)
+    both = Followed(followed.time_Q[twice], followed.seen_Q[twice])
+    assert found["auc"][1] == pytest.approx(auc_of(both, p[twice], 6.0))
     assert statistics.take(np.arange(60))(np.ones((1, 60)))["brier_skill"][0] == pytest.approx(found["brier_skill"][0])
     # Saying the same of everybody has no skill.
     share = 1 - kaplan_meier(followed.time_Q, followed.seen_Q)[1][np.searchsorted(np.unique(followed.time_Q), 6.0) - 1]
@@ -131,7 +136,7 @@ def test_censoring_at_random_does_not_move_the_brier_score(seed):
     whole = Followed.of(days, np.full(4000, INF))
     lost = Followed.of(days, rng.uniform(0, 30, 4000))
     assert brier(lost, p, 8.0).mean() == pytest.approx(brier(whole, p, 8.0).mean(), abs=0.03)
-    assert auc_at(lost, days.argsort().argsort() / -4000.0, 8.0) == pytest.approx(1.0)
+    assert auc_of(lost, days.argsort().argsort() / -4000.0, 8.0) == pytest.approx(1.0)
 
 
 def test_what_nobody_watched_cannot_be_said():

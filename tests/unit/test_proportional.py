@@ -89,6 +89,7 @@ def test_cross_fit_hands_it_the_propensities() -> None:
     chosen_Q = found.expected_QA.argmax(axis=1)
     earned = truth_QA[customer_Q, chosen_Q].mean()
     assert earned > truth_QA.mean(axis=0).max() + 0.7 * (truth_QA.max(axis=1).mean() - truth_QA.mean(axis=0).max())
+    assert (found.kept_K2 == 1).all()  # its prior was chosen on rows not learned from: nobody shrinks it again
 
 
 def test_moments_by_hand() -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from constellation.journeys.splits import Splits
     from constellation.journeys.store import Store
     from constellation.journeys.windows import Windows
+    from constellation.policies.outcomes import OutcomeModel
     from constellation.policies.policy import Policy
+    from constellation.policies.sequence_values import SequenceOptions
     from constellation.tracking import Run
     from constellation.worlds.simulated import World
 
@@ -36,6 +38,11 @@ def evaluate(
     num_resamples: int = 500,
     policy: Mapping[str, Policy] | None = None,
     system: str | None = None,
+    estimators: Sequence[str] = (),
+    intervals: Sequence[str] = (),
+    reward_range: tuple[float, float] | None = None,
+    sequence: SequenceOptions | None = None,
+    outcome: Mapping[str, OutcomeModel] | None = None,
     world: World | None = None,
     true_value: TrueValueOptions | None = None,
 ) -> dict[str, float]:
@@ -45,15 +52,21 @@ def evaluate(
     at is scored under the split ``train``, for the model has seen what follows it.
 
     Of a run of ``objective=engagement`` the policies are judged instead, by its cross-fitted decisions, with the
-    predictions of ``system`` (null: the sequence model, else the first outcome model). With ``world``, the one whose
-    log it was, each policy also acts in it, on other customers: ``true_value`` says how many and for how long.
+    predictions of ``system`` (null: the sequence model, else the first outcome model). ``estimators``, ``intervals``
+    and ``reward_range``: see :class:`constellation.policies.asked.Asked`; ``sequence``: the decisions of a customer as
+    one; ``outcome``: who is fitted anew for them. With ``world``, the one whose log it was, each policy also acts in
+    it, on other customers: ``true_value`` says how many and for how long.
     """
     from constellation.policies.saved import has_decisions
 
-    if policy or has_decisions(trained):
+    if policy or estimators or (sequence is not None and sequence.estimators) or has_decisions(trained):
         from constellation.commands.engagement.judge import judge_policies
+        from constellation.policies.asked import Asked
 
-        found = judge_policies(run, trained=trained, policy=policy or {}, system=system, num_resamples=num_resamples)
+        found = judge_policies(
+            run, trained=trained, policy=policy or {}, system=system, num_resamples=num_resamples, sequence=sequence,
+            outcome=outcome, asked=Asked(estimators or (), intervals or (), reward_range),
+        )  # fmt: skip
         if world is not None:
             from constellation.commands.engagement.acting import TrueValueOptions, true_values_of_run
             from constellation.policies.saved import Saved

@@ -152,20 +152,9 @@ def _finish(
     cost_Q: np.ndarray | None = None,
 ) -> Decisions:
     """Rewards from running sums over events ``start_Q`` up to the end of the reward window."""
-    if store.schema.clock == "order":
-        end_time_Q = time_Q + int(rule.reward_days)  # ranks: so many steps
-    else:
-        end_time_Q = time_Q + round(rule.reward_days * MICROSECONDS_PER_DAY)
+    end_time_Q = window_end(rule, store, time_Q)
     last_Q = store.last_event(journey_Q, end_time_Q)
-    end_Q = np.maximum(last_Q + 1, start_Q)
-    if rule.reward == "amount":
-        gained_Q = (store.amount_sum_N[end_Q] - store.amount_sum_N[start_Q]) / 1e6
-    elif rule.reward in ("purchases", "response"):
-        gained_Q = (store.purchase_sum_N[end_Q] - store.purchase_sum_N[start_Q]).astype(np.float64)
-        if rule.reward == "response":
-            gained_Q = np.minimum(gained_Q, 1.0)
-    else:
-        gained_Q = reward_by_expression(store, rule.reward, start_Q, end_Q, time_Q)
+    gained_Q = gained(rule, store, start_Q, np.maximum(last_Q + 1, start_Q), time_Q)
     if cost_Q is None:
         cost_Q = np.array([rule.cost_of(name) for name in actions])[action_Q]
     return Decisions(
@@ -180,6 +169,23 @@ def _finish(
         reward_Q=gained_Q - cost_Q,
         matured_Q=end_time_Q <= store.manifest.observed_until,
     )
+
+
+def window_end(rule: DecisionRule, store: Store, time_Q: np.ndarray) -> np.ndarray:
+    """Until when, inclusive, the events after decisions at ``time_Q`` count."""
+    if store.schema.clock == "order":
+        return time_Q + int(rule.reward_days)  # ranks: so many steps
+    return time_Q + round(rule.reward_days * MICROSECONDS_PER_DAY)
+
+
+def gained(rule: DecisionRule, store: Store, start_Q: np.ndarray, end_Q: np.ndarray, time_Q: np.ndarray) -> np.ndarray:
+    """What the events ``start_Q : end_Q`` brought, by the rule, before costs."""
+    if rule.reward == "amount":
+        return np.asarray((store.amount_sum_N[end_Q] - store.amount_sum_N[start_Q]) / 1e6)
+    if rule.reward in ("purchases", "response"):
+        number_Q = (store.purchase_sum_N[end_Q] - store.purchase_sum_N[start_Q]).astype(np.float64)
+        return np.minimum(number_Q, 1.0) if rule.reward == "response" else number_Q
+    return reward_by_expression(store, rule.reward, start_Q, end_Q, time_Q)
 
 
 def _column(table: pl.DataFrame, name: str) -> np.ndarray | None:

@@ -82,16 +82,11 @@ def brier(followed: Followed, p_event_Q: np.ndarray, at_days: float) -> np.ndarr
     return ipcw(followed, at_days) * (event_Q - np.asarray(p_event_Q, dtype=np.float64)) ** 2
 
 
-def auc_at(followed: Followed, p_event_Q: np.ndarray, at_days: float) -> float:
+def _weighted_auc(p_event_Q: np.ndarray, event_Q: np.ndarray, weight_Q: np.ndarray) -> float:
     """Cumulative-dynamic AUC: P(who had the event by then was given more than who had not), weighted; ties are half.
 
     Uno et al. (2007), Hung and Chiang (2010). NaN where one side is empty.
     """
-    event_Q = followed.seen_Q & (followed.time_Q <= at_days)
-    return _weighted_auc(np.asarray(p_event_Q, dtype=np.float64), event_Q, ipcw(followed, at_days))
-
-
-def _weighted_auc(p_event_Q: np.ndarray, event_Q: np.ndarray, weight_Q: np.ndarray) -> float:
     values, place_Q = np.unique(p_event_Q, return_inverse=True)
     cases = np.bincount(place_Q, weights=np.where(event_Q, weight_Q, 0.0), minlength=len(values))
     controls = np.bincount(place_Q, weights=np.where(event_Q, 0.0, weight_Q), minlength=len(values))

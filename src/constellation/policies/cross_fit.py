@@ -11,6 +11,7 @@ import numpy as np
 
 from constellation.errors import InputError
 from constellation.policies.intervals import numbered
+from constellation.policies.lookahead import Lookahead
 from constellation.policies.outcomes import OutcomeModel, binnable
 
 TRAIN_ONLY, LEFT_OUT = -1, -2
@@ -73,6 +74,7 @@ def cross_fit(
     num_inner: int = 2,
     clip_quantile: float = 1.0,
     refit: bool = False,
+    ahead: Lookahead | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     keep: Callable[[FoldModels], None] = lambda fitted: None,
@@ -81,7 +83,8 @@ def cross_fit(
 
     num_members: 1 fits the training rows once, as they are. clip_quantile: models are fitted on rewards cut at this
     quantile of the training rows and scaled back to their mean: a few great rewards would drown what actions add.
-    Estimates never use the cut rewards. keep: is handed the models of each fold, which are forgotten otherwise.
+    Estimates never use the cut rewards. ahead: what models learn beyond the rewards, anew for each fold.
+    keep: is handed the models of each fold, which are forgotten otherwise.
     refit: last of all, members are fitted on the whole log and handed to ``keep`` as the fold ``EVERYBODY``, with the
     shrinkage that the folds' predictions for customers they had not seen deserve: for who acts, never for estimates.
     """
@@ -120,19 +123,22 @@ def cross_fit(
             members.append(fitted(rows_Q, weight_Q, cut_Q, seed + member))
         return members
 
+    def believed(unseen_QA: np.ndarray, cut_Q: np.ndarray, mask_Q: np.ndarray) -> EffectShrinkage:
+        if model.shrinks_itself:
+            return EffectShrinkage(1.0, np.zeros(num_actions), 1.0)
+        return EffectShrinkage.learn(unseen_QA[mask_Q], action_Q[mask_Q], cut_Q[mask_Q], logging_QA[mask_Q])
+
     for place, fold in enumerate(folds):
         judged, learned = fold_Q == fold, training_rows(fold_Q, fold)
         check_actions(action_Q, judged, learned, num_actions)
-        cut_Q = cut_rewards(reward_Q, learned, clip_quantile)
+        cut_Q = learned_rewards(reward_Q, learned, clip_quantile, ahead, seed)
         rng = np.random.default_rng([seed, fold])
         inner_C = rng.integers(0, num_inner, num_customers)
         for inner in range(num_inner):
             own = learned & (inner_C[customers] == inner)
             part = fitted(learned & ~own, None, cut_Q, seed)
             inner_KQA[place, own] = part.predict(features_QX[own], action_AY)
-        shrinkage = EffectShrinkage.learn(
-            inner_KQA[place, learned], action_Q[learned], cut_Q[learned], logging_QA[learned]
-        )
+        shrinkage = believed(inner_KQA[place], cut_Q, learned)
         kept_K2[place] = shrinkage.kept_size, shrinkage.kept
         inner_KQA[place, learned] = shrinkage(inner_KQA[place, learned], logging_QA[learned])
         members = ensemble(learned, cut_Q, rng)
@@ -144,8 +150,8 @@ def cross_fit(
         keep(FoldModels(fold, tuple(members), shrinkage))
     if apart_QA is not None:
         everything, judged = np.ones(num, dtype=bool), fold_Q >= 0
-        cut_Q = cut_rewards(reward_Q, everything, clip_quantile)
-        shrinkage = EffectShrinkage.learn(apart_QA[judged], action_Q[judged], cut_Q[judged], logging_QA[judged])
+        cut_Q = learned_rewards(reward_Q, everything, clip_quantile, ahead, seed)
+        shrinkage = believed(apart_QA, cut_Q, judged)
         del apart_QA
         members = ensemble(everything, cut_Q, np.random.default_rng([seed, len(folds)]))
         keep(FoldModels(EVERYBODY, tuple(members), shrinkage))
@@ -237,6 +243,14 @@ def cut_rewards(reward_Q: np.ndarray, learned: np.ndarray, clip_quantile: float)
     cut_Q = np.clip(reward_Q, min(low, 0.0), high)
     mean = float(cut_Q[learned].mean())
     return cut_Q * (float(reward_Q[learned].mean()) / mean) if mean > 0 else cut_Q
+
+
+def learned_rewards(
+    reward_Q: np.ndarray, learned: np.ndarray, clip_quantile: float, ahead: Lookahead | None, seed: int
+) -> np.ndarray:
+    """What models learn from: rewards cut as in ``cut_rewards``, and what lies ahead of them."""
+    cut_Q = cut_rewards(reward_Q, learned, clip_quantile)
+    return cut_Q if ahead is None else ahead.rewards(cut_Q, learned, seed=seed)
 
 
 def training_rows(fold_Q: np.ndarray, fold: int) -> np.ndarray:

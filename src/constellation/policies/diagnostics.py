@@ -47,9 +47,14 @@ def effective_sample_size(weights_Q: np.ndarray) -> float:
 
 
 def diagnose(log: Log, target_QA: np.ndarray) -> Diagnosis:
-    weights_Q = log.weights(target_QA)
+    unsupported = float(np.where(log.logging_QA <= 0, target_QA, 0.0).sum(axis=1).mean())
+    return diagnose_weights(log.weights(target_QA), log.customer_Q, unsupported)
+
+
+def diagnose_weights(weights_Q: np.ndarray, customer_Q: np.ndarray, unsupported: float) -> Diagnosis:
+    """Of weights however they came about, such as those of whole sequences, a row for each."""
     total = float(weights_Q.sum())
-    interval = student(Terms.mean_of(weights_Q), log.customer_Q, level=0.99)
+    interval = student(Terms.mean_of(weights_Q), customer_Q, level=0.99)
     top = np.sort(weights_Q)[-max(1, len(weights_Q) // 100) :]
     size = effective_sample_size(weights_Q)
     # A policy that never varies its weights has an interval of no width; rounding must not fail it.
@@ -64,20 +69,21 @@ def diagnose(log: Log, target_QA: np.ndarray) -> Diagnosis:
         max_weight=float(weights_Q.max()),
         max_weight_share=float(weights_Q.max()) / total if total > 0 else 0.0,
         top_share=float(top.sum()) / total if total > 0 else 0.0,
-        unsupported=float(np.where(log.logging_QA <= 0, target_QA, 0.0).sum(axis=1).mean()),
+        unsupported=unsupported,
     )
 
 
 def balance(log: Log, features_QX: np.ndarray, action: int) -> np.ndarray:
-    """Standardised mean difference [X] of each feature: rows with ``action``, weighted by 1 / propensity, and all.
+    """Standardised mean difference [X] of each feature: rows with ``action``, weighted by 1 / propensity, and all that
+    could have had it.
 
     Beyond 0.1 the propensities do not describe who got the action. NaN features are left out one by one.
     """
-    chosen_Q = log.action_Q == action
+    chosen_Q, possible_Q = log.action_Q == action, log.logging_QA[:, action] > 0
     weights_Q = 1.0 / log.propensity_Q[chosen_Q]
     differences = []
     for column in features_QX.T:
-        known_Q = np.isfinite(column)
+        known_Q = np.isfinite(column) & possible_Q
         some_Q = known_Q[chosen_Q]
         spread = column[known_Q].std() if known_Q.any() else 0.0
         if spread == 0 or not some_Q.any():

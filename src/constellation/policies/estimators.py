@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from constellation.policies.intervals import standard_error
 from constellation.policies.log import Log
 from constellation.policies.terms import Terms
 
 SLOPE_CONSTANT = np.sqrt(6.0) - 1.0
 LAMBDAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, np.inf)
-"""Candidates of the switch and of the shrinkage; infinity is doubly robust without either."""
+"""Candidates of the shrinkage; infinity is doubly robust without it."""
+NUM_THRESHOLDS = 21
+"""Of the switch; infinity beside them."""
 
 
 def direct(log: Log, target_QA: np.ndarray, model_QA: np.ndarray) -> Terms:
@@ -52,6 +55,32 @@ def switch_doubly_robust(log: Log, target_QA: np.ndarray, model_QA: np.ndarray, 
     weights_Q = log.weights(target_QA)
     kept_Q = np.where(weights_Q <= switch, weights_Q, 0.0)
     return Terms.mean_of(_expected(target_QA, model_QA) + kept_Q * _residual(log, model_QA))
+
+
+def switch_threshold(log: Log, target_QA: np.ndarray, model_QA: np.ndarray, *, reach: float | None = None) -> float:
+    """Where to switch: the threshold of the least estimated mean squared error (as Wang, Agarwal and Dudik 2017 do).
+
+    ``variance + bias^2``: the variance of the estimate, by customer, and for the bias its bound, ``reach`` times the
+    target's mean probability of actions whose weight is above the threshold. reach: by how much a model may be off
+    the expected reward; by default the span of all that this one expects, 0 included. Candidates: ``NUM_THRESHOLDS``
+    from the least weight above 0 to the greatest, evenly on the log scale, and infinity. Equal estimates keep the
+    greater threshold.
+    """
+    weights_Q = log.weights(target_QA)
+    if not (weights_Q > 0).any():
+        return float("inf")
+    every_QA = np.divide(target_QA, log.logging_QA, out=np.zeros(target_QA.shape), where=log.logging_QA > 0)
+    expected_QA = np.where(target_QA > 0, model_QA, 0.0)
+    span = float(expected_QA.max() - min(expected_QA.min(), 0.0)) if reach is None else reach
+    inside = np.geomspace(weights_Q[weights_Q > 0].min(), weights_Q.max(), NUM_THRESHOLDS)
+    inside[-1] = weights_Q.max()  # of the steps between, rounding must not leave the last below the greatest weight
+    found = []
+    for threshold in (np.inf, *inside[::-1]):
+        terms = switch_doubly_robust(log, target_QA, model_QA, switch=threshold)
+        above = float(np.where(every_QA > threshold, target_QA, 0.0).sum(axis=1).mean())
+        found.append((standard_error(terms, log.customer_Q) ** 2 + (span * above) ** 2, float(threshold)))
+    least = min(error for error, _ in found)
+    return next(threshold for error, threshold in found if error <= least)
 
 
 def shrunk_doubly_robust(log: Log, target_QA: np.ndarray, model_QA: np.ndarray, *, shrinkage: float) -> Terms:

@@ -31,6 +31,8 @@ class OutcomeModel(ABC):
     name: str
     reads_propensities = False
     """Whether ``fit`` takes ``logging_QA``, the propensities of all actions [Q, A]."""
+    shrinks_itself = False
+    """Whether ``fit`` draws effects to 0 as far as rows that were not learned from ask for; nobody else does, then."""
 
     @abstractmethod
     def fit(

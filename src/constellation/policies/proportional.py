@@ -45,6 +45,7 @@ class ProportionalOutcome(OutcomeModel):
 
     name = "proportional"
     reads_propensities = True
+    shrinks_itself = True
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class ProportionalOutcome(OutcomeModel):
         max_leaf_nodes: int = 16,
         min_samples_leaf: int = 200,
         base_rows: int = 300_000,
-        ridges: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+        ridges: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
         caution: tuple[float, ...] = (),
         num_threads: int = 1,
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,9 @@ FOLDER = "engagement"
 @dataclass
 class Saved:
     """systems: predictions by the name of who made them, the first is the default. customer_ids_Q as the source has
-    them; time_Q microseconds UTC; cost_A of each action; facts: numbers and words about how it was made."""
+    them; time_Q microseconds UTC; cost_A of each action; facts: numbers and words about how it was made. step_reward_Q:
+    rewards up to the customer's next decision, None where they cannot be told apart; action_AY: features of the
+    actions, None in runs from before they were kept."""
 
     log: Log
     fold_Q: np.ndarray
@@ -30,6 +33,8 @@ class Saved:
     cost_A: np.ndarray
     systems: dict[str, Predictions]
     facts: dict[str, object]
+    step_reward_Q: np.ndarray | None = None
+    action_AY: np.ndarray | None = None
 
     def experiment(self, system: str | None = None) -> Experiment:
         """Ready for policies, with the predictions of one system. Raises InputError for a name that is not there."""
@@ -41,6 +46,8 @@ class Saved:
     def save(self, run_folder: Path) -> None:
         folder = run_folder / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
+        further = {"step_reward_Q": self.step_reward_Q, "action_AY": self.action_AY}
+        kept: dict[str, Any] = {name: array for name, array in further.items() if array is not None}
         np.savez_compressed(
             folder / "decisions.npz",
             action_Q=self.log.action_Q,
@@ -53,6 +60,7 @@ class Saved:
             time_Q=self.time_Q,
             cost_A=self.cost_A,
             ids=np.asarray(self.customer_ids_Q).astype(str),
+            **kept,
         )
         for name, predictions in self.systems.items():
             np.savez_compressed(
@@ -107,6 +115,8 @@ class Saved:
             arrays["cost_A"],
             systems,
             words["facts"],
+            arrays.get("step_reward_Q"),
+            arrays.get("action_AY"),
         )
 
 

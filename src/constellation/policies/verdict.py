@@ -60,6 +60,7 @@ def judge(
     num_candidates: int = 1,
     delta: float = DELTA,
     min_sample_share: float = MIN_SAMPLE_SHARE,
+    counted: str = "decisions",
 ) -> Verdict:
     """Whether ``candidate`` earns more than ``reference``, from paired rows of one estimator over the same decisions.
 
@@ -67,7 +68,8 @@ def judge(
     diagnosis, reference_diagnosis: of the candidate and of the reference against the log (None for the logging policy,
     of which the log holds all there is); where an effective sample is too small, or a policy chooses what the log never
     did, or the weights do not average to 1, the answer is "not shown" whatever the numbers say. So it is where the gain
-    hangs on so few customers that the bound would fail ``MAX_EXCESS`` times as often as it says.
+    hangs on so few customers that the bound would fail ``MAX_EXCESS`` times as often as it says. counted: what the
+    effective sample is a number of, in words.
     """
     from scipy import stats
 
@@ -92,9 +94,9 @@ def judge(
     if answer != NOT_SHOWN and wrong > MAX_EXCESS * paid:
         answer = NOT_SHOWN
         reason = f"few customers carry the gain: the bound fails in about {wrong:.1%}, not {paid:.1%}"
-    stopped = _gate(diagnosis, min_sample_share, "this policy")
+    stopped = _gate(diagnosis, min_sample_share, "this policy", counted)
     if stopped is None and reference_diagnosis is not None:
-        stopped = _gate(reference_diagnosis, min_sample_share, f"{against}, which it is compared with")
+        stopped = _gate(reference_diagnosis, min_sample_share, f"{against}, which it is compared with", counted)
     if stopped is not None:
         answer, reason = NOT_SHOWN, stopped
     return Verdict(against, gained.value, low, high, detectable, wrong, answer, reason)
@@ -106,10 +108,10 @@ def joint(verdicts: list[Verdict]) -> int:
     return WORSE if WORSE in answers else min(answers)
 
 
-def _gate(diagnosis: Diagnosis, min_sample_share: float, whom: str) -> str | None:
+def _gate(diagnosis: Diagnosis, min_sample_share: float, whom: str, counted: str) -> str | None:
     if diagnosis.effective_sample_share < min_sample_share or diagnosis.effective_sample_size < MIN_SAMPLE:
         return (
-            f"the log holds only {diagnosis.effective_sample_size:.0f} effective decisions "
+            f"the log holds only {diagnosis.effective_sample_size:.0f} effective {counted} "
             f"({diagnosis.effective_sample_share:.1%}) for {whom}"
         )
     if diagnosis.unsupported > 1e-9:

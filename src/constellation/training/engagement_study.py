@@ -25,10 +25,11 @@ from constellation.policies.cross_fit import (
     EffectShrinkage,
     Predictions,
     check_actions,
-    cut_rewards,
+    learned_rewards,
     training_rows,
 )
 from constellation.policies.log import Log
+from constellation.policies.lookahead import Lookahead
 from constellation.training.learner import OptimizerFactory
 from constellation.training.options import TrainingOptions
 
@@ -62,6 +63,7 @@ def cross_fit_sequences(
     inner: Predictions,
     clip_quantile: float,
     refit: bool = False,
+    ahead: Lookahead | None = None,
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
     report: Callable[[dict[str, float]], None] = lambda row: None,
@@ -71,6 +73,7 @@ def cross_fit_sequences(
 
     inner: predictions for the training rows of each fold, by a cheap model: what policies are learned from. The epoch
     of each fold is chosen on validation customers among its training customers. options.accelerator: auto, cpu or gpu.
+    ahead: as in ``cross_fit``, told from the cheap models' features.
     keep: is handed the model of each fold, which is forgotten otherwise. refit: last of all, a model is fitted on the
     whole log, for as many epochs as the folds chose (their median), and handed to ``keep`` as the fold ``EVERYBODY``.
     """
@@ -127,7 +130,7 @@ def cross_fit_sequences(
     for place, fold in enumerate(folds):
         judged, learned = fold_Q == fold, training_rows(fold_Q, fold)
         check_actions(log.action_Q, judged, learned, len(log.actions))
-        cut_Q = cut_rewards(log.reward_Q, learned, clip_quantile)
+        cut_Q = learned_rewards(log.reward_Q, learned, clip_quantile, ahead, seed)
         rng = np.random.default_rng([seed, fold])
         held_C = rng.random(store.num_customers) < VALIDATION_SHARE
         weight_CM = rng.poisson(1.0, (store.num_customers, num_members))
@@ -149,7 +152,7 @@ def cross_fit_sequences(
         keep(FoldSequence(fold, best, vocabulary, config, shrinkage))
     if apart_QA is not None:
         everything, judged = np.ones(len(log), dtype=bool), fold_Q >= 0
-        cut_Q = cut_rewards(log.reward_Q, everything, clip_quantile)
+        cut_Q = learned_rewards(log.reward_Q, everything, clip_quantile, ahead, seed)
         shrinkage = EffectShrinkage.learn(apart_QA[judged], log.action_Q[judged], cut_Q[judged], log.logging_QA[judged])
         weight_CM = np.random.default_rng([seed, len(folds)]).poisson(1.0, (store.num_customers, num_members))
         model, vocabulary, config = built(everything, cut_Q)

@@ -72,6 +72,7 @@ def bundle_of(
             "fingerprint": store.manifest.content,
             "propensities": ground.propensities,
             "reward_days": data.decisions.reward_days,
+            "lookahead": 0 if ground.ahead is None else ground.ahead.num_windows,
             "num_decisions": len(log),
             "deployed": "models refitted on the whole log" if refitted else "the folds' models together",
             UNTIL: int(ground.decisions.time_Q.max()),

@@ -9,12 +9,15 @@ import numpy as np
 
 from constellation.commands.engagement.options import EngagementOptions
 from constellation.errors import InputError
+from constellation.journeys.decision_derivation import window_end
 from constellation.journeys.decision_features import FeatureRecipe, FeatureTable, action_features
-from constellation.journeys.decisions import Decisions
+from constellation.journeys.decisions import DecisionRule, Decisions
+from constellation.journeys.following import following
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.windows import parse_cutoff
 from constellation.policies.cross_fit import LEFT_OUT, TRAIN_ONLY, fitted_propensities, person_folds
 from constellation.policies.log import Log
+from constellation.policies.lookahead import Lookahead
 
 if TYPE_CHECKING:
     from constellation.journeys.dataset import DataSet
@@ -26,7 +29,7 @@ LOGGED, PARTLY, FITTED = "logged", "logged for the chosen action", "fitted"
 class Decided:
     """decisions: those used, matured and with a known action. propensities: where they come from, in words.
     num_immature: left out, for their reward was not known yet. recipe: of the features. propensity_models: fitted
-    classifiers, none where the logging policy is known."""
+    classifiers, none where the logging policy is known. ahead: what models learn beyond the rewards, None: nothing."""
 
     decisions: Decisions
     log: Log
@@ -37,6 +40,7 @@ class Decided:
     num_immature: int
     recipe: FeatureRecipe
     propensity_models: tuple[Any, ...]
+    ahead: Lookahead | None = None
 
 
 def decided(data: DataSet, store: Store, options: EngagementOptions, seed: int) -> Decided:
@@ -49,7 +53,7 @@ def decided(data: DataSet, store: Store, options: EngagementOptions, seed: int) 
             f"`decisions` in its "
             "YAML: contacts among the events, a grid, or a table of decisions."
         )
-    rows = np.flatnonzero(whole.matured_Q & (whole.action_Q > 0) & np.isfinite(whole.reward_Q))
+    rows = usable(whole)
     num_immature = int((~whole.matured_Q).sum())
     if len(rows) < 100:
         raise InputError(
@@ -70,7 +74,54 @@ def decided(data: DataSet, store: Store, options: EngagementOptions, seed: int) 
     logging_QA, source = _logging(data, kept, features, action_Q, fold_Q, eligible_QA, seed, fitted)
     log = Log(actions, action_Q, np.asarray(kept.reward_Q, dtype=np.float64), logging_QA, kept.journey_Q, eligible_QA)
     _, action_AY = action_features(list(actions), data.decisions.action_features)
-    return Decided(kept, log, fold_Q, features, action_AY, source, num_immature, recipe, tuple(fitted))
+    ahead = None
+    if options.lookahead:
+        ahead = _lookahead(data.decisions, store, whole, rows, fold_Q, features.values_QX, table.values_QX, options)
+    return Decided(kept, log, fold_Q, features, action_AY, source, num_immature, recipe, tuple(fitted), ahead)
+
+
+def _lookahead(
+    rule: DecisionRule,
+    store: Store,
+    whole: Decisions,
+    rows: np.ndarray,
+    fold_Q: np.ndarray,
+    features_QX: np.ndarray,
+    features_WX: np.ndarray,
+    options: EngagementOptions,
+) -> Lookahead:
+    """W: all decisions, of which ``rows`` are kept, in the folds ``fold_Q``.
+
+    Raises InputError where most decisions that models learn from are followed by none.
+    """
+    span = int(window_end(rule, store, np.zeros(1, dtype=np.int64))[0])
+    until = _judged_from(options, store)
+    next_Q = following(whole.journey_Q, whole.time_Q, span, until)[rows]
+    learned_Q = fold_Q == TRAIN_ONLY if options.test_from is not None else np.ones(len(rows), dtype=bool)
+    num_learned, num_without = int(learned_Q.sum()), int((learned_Q & (next_Q < 0)).sum())
+    by_then = "" if options.test_from is None else f" by engagement.test_from={options.test_from}"
+    if 2 * num_without > num_learned:
+        raise InputError(
+            f"engagement.lookahead={options.lookahead} looks at the customer's next decision after the reward, in the "
+            f"{rule.reward_days:g} days that follow it; {num_without:,} of {num_learned:,} decisions have none"
+            f"{by_then}. Take engagement.lookahead=0, and a longer reward_days to see further."
+        )
+    if num_without:
+        print(f"  {num_without:,} decisions are followed by none in time: of these only the reward itself is learned")
+    place_W = np.full(len(whole), -1)
+    place_W[rows] = np.arange(len(rows))
+    late = np.setdiff1d(next_Q[next_Q >= 0], rows)
+    place_W[late] = len(rows) + np.arange(len(late))
+    return Lookahead(features_QX, features_WX[late], np.where(next_Q >= 0, place_W[next_Q], -1), options.lookahead)
+
+
+def _judged_from(options: EngagementOptions, store: Store) -> int | None:
+    return None if options.test_from is None else parse_cutoff(options.test_from, store.schema.timezone)
+
+
+def usable(decisions: Decisions) -> np.ndarray:
+    """Rows with a known action and a matured reward, in the order of the decisions."""
+    return np.flatnonzero(decisions.matured_Q & (decisions.action_Q > 0) & np.isfinite(decisions.reward_Q))
 
 
 def _take(decisions: Decisions, rows: np.ndarray) -> Decisions:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from constellation.commands.engagement import beyond
 from constellation.commands.engagement.options import REFIT
 from constellation.commands.engagement.seeds import over_seeds
+from constellation.policies.asked import Asked
 from constellation.policies.evaluation import (
     CONSTANT,
     LOGGED,
@@ -22,6 +24,7 @@ from constellation.policies.evaluation import (
 )
 from constellation.policies.intervals import numbered
 from constellation.policies.saved import Saved, load_seeds
+from constellation.policies.sequence_values import SequenceOptions
 from constellation.policies.verdict import MAX_EXCESS
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from constellation.policies.budget import BudgetCurve
+    from constellation.policies.outcomes import OutcomeModel
     from constellation.policies.policy import Policy
     from constellation.tracking import Run
 
@@ -42,14 +46,19 @@ def judge_policies(
     policy: Mapping[str, Policy],
     system: str | None = None,
     num_resamples: int = 500,
+    asked: Asked | None = None,
+    sequence: SequenceOptions | None = None,
+    outcome: Mapping[str, OutcomeModel] | None = None,
 ) -> dict[str, float]:
     """Write ``policy/<name>/...`` for each policy beside the logging policy and the best constant one.
 
     system: whose predictions the policies read; by default the first of the run (the sequence model, where there is
     one). Of several seeds the means are written, the spreads beside them, and the verdicts in which all agree; tables,
-    figures and predictions are those of the first.
+    figures and predictions are those of the first. asked, sequence: estimates beyond the usual ones. outcome: the model
+    that is fitted anew for MRDR and for the value to go of sequences; ridge where none is named.
     """
     of_seeds = []
+    asked, sequence = asked or Asked(), sequence or SequenceOptions()
     saved_of = load_seeds(trained)
     for place, saved in enumerate(saved_of):
         experiment = saved.experiment(system)
@@ -68,10 +77,28 @@ def judge_policies(
                     "  judged: the folds' models, each for customers it has not seen; what acts, scores and plans is "
                     "refitted on the whole log, so close to it, not the same"
                 )
+            further = saved.facts.get("lookahead")
+            if further:
+                print(
+                    f"  judged: the reward of its own window, {saved.facts['reward_days']} days; the models learned "
+                    f"rewards that look {further} window{'' if further == 1 else 's'} further, so value_direct, "
+                    "which is their word alone, is not of that reward"
+                )
         if len(saved_of) > 1:
             print(f"seed {saved.facts['seed']}")
-        evaluated = evaluate_policies(experiment, policy, num_resamples=num_resamples)
+        refit = beyond.refit_of(saved, outcome)
+        evaluated = evaluate_policies(
+            experiment, policy, num_resamples=num_resamples, asked=asked, refit=refit,
+            keep_learned=beyond.learned_is_needed(sequence),
+        )  # fmt: skip
         _print(evaluated)
+        beyond.print_asked(evaluated, asked)
+        of_sequences = beyond.sequence_values(
+            saved, experiment, evaluated, sequence, refit, num_resamples=num_resamples
+        )
+        beyond.print_sequences(of_sequences, sequence)
+        balanced = beyond.balance_table(saved, experiment)
+        beyond.print_balance(balanced)
         uplift, scores = _uplift(experiment)
         risk = _risk(experiment)
         numbers = {
@@ -79,9 +106,13 @@ def judge_policies(
             for policy_name, each in evaluated.items()
             for key, value in each.numbers().items()
         }
+        numbers |= beyond.sequence_numbers(of_sequences) | beyond.balance_numbers(balanced)
         of_seeds.append(numbers | uplift | _abstentions(risk))
         if place == 0:
             _leave(run, saved, experiment, evaluated, scores, risk)
+            run.log_table("balance", balanced)
+            if of_sequences:
+                run.log_table("sequences", beyond.sequence_table(of_sequences))
     together = over_seeds(of_seeds)
     run.log_metrics(together)
     if len(of_seeds) > 1:
@@ -151,6 +182,8 @@ def _print(evaluated: Mapping[str, Evaluated]) -> None:
                 f"  {name}: few great rewards carry this value; the truth lies {side} the interval in about "
                 f"{worst:.0%} of such logs, not {NOMINAL_MISS:.1%}"
             )
+    for line in beyond.weights_off(evaluated):
+        print(line)
     for name, each in evaluated.items():
         if name not in (LOGGED, CONSTANT):
             over = each.over_constant

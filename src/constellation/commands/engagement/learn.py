@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from constellation.commands.engagement.bundling import bundle_of
-from constellation.commands.engagement.decided import FITTED, Decided, decided
+from constellation.commands.engagement.decided import FITTED, Decided, decided, usable
 from constellation.commands.engagement.options import FOLDS, REFIT, EngagementOptions
 from constellation.commands.engagement.seeds import over_seeds
+from constellation.commands.engagement.steps import step_rewards
 from constellation.errors import InputError
 from constellation.policies.cross_fit import EVERYBODY, FoldModels, Predictions, cross_fit
 from constellation.policies.saved import Saved, seed_folder
@@ -134,6 +135,7 @@ def _fitted(
             num_inner=options.num_inner,
             clip_quantile=options.clip_quantile,
             refit=deploy == REFIT,
+            ahead=ground.ahead,
             seed=seed,
             progress=_progress(),
             keep=keep(name),
@@ -159,6 +161,8 @@ def _fitted(
 def _saved(
     data: DataSet, store: Store, ground: Decided, systems: dict[str, Predictions], seed: int, deploy: str
 ) -> Saved:
+    assert store.decisions is not None and data.decisions is not None
+    of_steps_Q = step_rewards(store, data.decisions, store.decisions)
     return Saved(
         log=ground.log,
         fold_Q=ground.fold_Q,
@@ -168,14 +172,17 @@ def _saved(
         customer_ids_Q=store.customer_id_C[ground.decisions.journey_Q],
         cost_A=_costs(ground),
         systems=systems,
+        step_reward_Q=None if of_steps_Q is None else of_steps_Q[usable(store.decisions)],
+        action_AY=ground.action_AY,
         facts={
             "data": data.name,
             "fingerprint": store.manifest.content,
             "propensities": ground.propensities,
-            "reward_days": data.decisions.reward_days if data.decisions else None,
+            "reward_days": data.decisions.reward_days,
             "num_immature": ground.num_immature,
             "seed": seed,
             "deploy": deploy,
+            "lookahead": 0 if ground.ahead is None else ground.ahead.num_windows,
         },
     )
 
@@ -227,6 +234,7 @@ def _sequences(
         inner=inner,
         clip_quantile=options.clip_quantile,
         refit=refit,
+        ahead=ground.ahead,
         seed=seed,
         progress=_progress(),
         keep=keep,

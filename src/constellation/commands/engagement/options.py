@@ -21,6 +21,8 @@ class EngagementOptions:
     clip_quantile: rewards are cut at this quantile where models learn from them (never where values are estimated);
     1 cuts nothing. windows_days: of the aggregates. context_alone: outcome models read what the table of decisions says
     was known (``context_...``) and nothing else. sequence_model: train the encoder too, where there are events.
+    lookahead: further windows of ``reward_days`` that models learn to see, by the worth of the customer's next decision
+    after the first; 0 sees the reward alone. Estimates are of the reward alone in any case.
     deploy: who acts, scores and plans. ``refit``: models fitted once more on the whole log, while the folds' models,
     each of which learned from a part, are judged. ``folds``: these models together.
     """
@@ -33,11 +35,12 @@ class EngagementOptions:
     windows_days: tuple[int, ...] = (3, 7, 14, 30, 91, 365)
     context_alone: bool = False
     sequence_model: bool = True
+    lookahead: int = 0
     deploy: str = REFIT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows_days", tuple(int(days) for days in self.windows_days))
-        for name, least in {"num_folds": 2, "num_members": 1, "num_inner": 2}.items():
+        for name, least in {"num_folds": 2, "num_members": 1, "num_inner": 2, "lookahead": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"engagement.{name} must be at least {least}, found {getattr(self, name)}.")
         if self.deploy not in (REFIT, FOLDS):
