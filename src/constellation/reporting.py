@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from constellation.tracking import Run
 
 
+MANY_CUSTOMERS = 20_000
+"""From so many on, it is seconds to minutes before the first epoch and after the last one."""
+
+
 class Report:
     """Terminal, MLflow and figures of one run; commands decide when, this class how."""
 
@@ -44,6 +48,11 @@ class Report:
                 print(line, flush=True)
             except BrokenPipeError:
                 self._is_heard = False
+
+    def step(self, line: str) -> None:
+        """What is done now, where the store is so large that it takes long enough to be told of."""
+        if self.store.num_customers >= MANY_CUSTOMERS:
+            self.say(line)
 
     def opening(self, seeds: Sequence[int]) -> None:
         store, zone = self.store, self.store.schema.timezone

@@ -1,9 +1,7 @@
-"""The kernels in C++ against plain twins, and what happens where there is no compiler."""
+"""The kernels in C++ against plain twins, and what they leave to torch."""
 
 from __future__ import annotations
 
-import logging
-import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +14,15 @@ from torch.nn import functional
 
 import constellation.kernels.whole_layer as whole_layer_module
 from constellation.building import build_model
-from constellation.encoders.attention import Spans
 from constellation.encoders.transformer import Layer, Transformer
 from constellation.journeys.vocabulary import Vocabulary
 from constellation.kernels import cross_entropy, embedding, native, products
 from constellation.kernels.attention import turned
 from constellation.kernels.bags import summed_bags
-from constellation.kernels.bands import Bands, bands_of
 from constellation.kernels.cross_entropy import log_sum_exp_total
-from constellation.kernels.native import call, is_possible, library
+from constellation.kernels.native import call, is_possible
 from constellation.kernels.whole_layer import kept_values, takes, whole_layer
 from constellation.model import JourneyModel
-from constellation.training import fit as fitting
 from tests.golden.tiny import tiny_batch, tiny_vocabulary
 from tests.unit.test_resume import Interrupted, assert_equal, interrupt_at
 from tests.unit.test_training import MODEL, OPTIONS, WINDOWS, train
@@ -254,11 +249,12 @@ def test_vectors_of_events_are_sums_of_embeddings_and_numbers(numbers: int, drop
 
 
 @compiled
+@pytest.mark.parametrize("num_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_broken_off_training_of_whole_layers_goes_on_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = {"_target_": "constellation.encoders.transformer.Transformer", "width": 32, "dropout": 0.3}
-    options = replace(OPTIONS, checkpoint_every_steps=1, products=products.FUSED, num_threads=1)
+    options = replace(OPTIONS, checkpoint_every_steps=1, products=products.FUSED, num_threads=num_threads)
 
     def build(vocabulary: Vocabulary) -> JourneyModel:
         return build_model(MODEL | {"encoder": encoder}, vocabulary, WINDOWS.horizons_days)
@@ -280,141 +276,16 @@ def test_a_broken_off_training_of_whole_layers_goes_on_bit_for_bit(
         assert_equal(train(tmp_path / str(step), options=options, build=build), whole)
 
 
-# ---------------------------------------------------------------- what they take, and doing without
+# ---------------------------------------------------------------- what they take
 
 
 @compiled
-def test_what_does_not_fit_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_left_to_torch() -> None:
     layer, x, *_ = a_layer(*SIZES[0])
     assert takes(x, layer.weights(), 2)
     assert not takes(x.double(), layer.weights(), 2)
     assert not takes(torch.randn(4, 8), Layer(8, 2, 8, 0.0).weights(), 2)
     assert not takes(torch.randn(4, 32), Layer(32, 4, 32, 0.0).weights(), 4)  # heads of half a vector
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert not takes(x, layer.weights(), 2)
-
-
-@pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An empty folder of kernels, and nothing remembered of earlier ones; before and after."""
-    monkeypatch.setenv("CONSTELLATION_KERNELS", str(tmp_path / "kernels"))
-    caches = (native.library, native.is_possible, native._version)
-    monkeypatch.setattr(native, "_processor_flags", lambda: frozenset(native.NEEDED_FLAGS))
-    for each in caches:
-        each.cache_clear()
-    yield tmp_path
-    for each in caches:
-        each.cache_clear()
-
-
-def test_without_a_compiler_torch_s_kernels_give_the_same(forgetful: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", str(forgetful / "nowhere"))
-    assert not is_possible() and library("layer", width=32, hidden=32, heads=2) is None
-    layer, x, turn, _ = a_layer(32, 2, 32)
-    spans = Spans(tiny_batch())
-    spans.bands = bands()
-    with products.products_in(products.FUSED):
-        fused = layer(x, spans, turn)
-    with products.products_in(products.BFLOAT16):
-        assert torch.equal(fused, layer(x, spans, turn))
-
-
-def bands() -> Bands:
-    return bands_of(np.asarray(LENGTHS), torch.device("cpu"))
-
-
-def test_a_compiler_that_fails_is_named_once(
-    forgetful: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = forgetful / "broken"
-    broken.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'no such flag' >&2\nexit 1\n", encoding="utf-8")
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(broken))
-    with caplog.at_level(logging.WARNING):
-        assert library("softmax", width=32) is None and library("softmax", width=32) is None
-    assert [record.getMessage() for record in caplog.records] == [
-        "The kernels in C++ could not be compiled, torch's do their work: no such flag\n"
-    ]
-    assert not list((forgetful / "kernels").iterdir())  # nothing half done is left
-
-
-@compiled
-def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONSTELLATION_KERNELS", str(tmp_path))
-    first = native._built("softmax", {"width": 32})
-    made = first.stat().st_mtime_ns
-    assert native._built("softmax", {"width": 32}) == first and first.stat().st_mtime_ns == made
-    assert {path.name for path in tmp_path.iterdir()} == {first.name}
-    assert native._built("softmax", {"width": 64}) != first
-
-
-@compiled
-def test_a_library_cut_short_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONSTELLATION_KERNELS", str(tmp_path))
-    path = native._built("softmax", {"width": 32})
-    size = path.stat().st_size
-    path.write_bytes(b"")
-    assert native._loaded("softmax", {"width": 32}).softmax_total
-    assert path.stat().st_size == size
-
-
-@compiled
-@pytest.mark.parametrize("name", [".", "with spaces, 'quotes' and %41", "-o"])
-def test_a_folder_may_be_relative_and_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CONSTELLATION_KERNELS", name)
-    assert native._loaded("softmax", {"width": 32}).softmax_total
-    assert len(list((tmp_path / name).glob("softmax-*.so"))) == 1
-
-
-def test_without_a_place_for_them_torch_does_the_work(
-    forgetful: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (forgetful / "file").write_text("no folder", encoding="utf-8")
-    compiler = forgetful / "compiler"
-    compiler.write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv("CONSTELLATION_KERNELS", str(forgetful / "file" / "kernels"))
-    assert library("softmax", width=32) is None
-    monkeypatch.delenv("CONSTELLATION_KERNELS")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(native.Path, "home", homeless)
-    assert library("softmax", width=64) is None
-    assert all("(CONSTELLATION_KERNELS may name another folder)" in line for line in caplog.messages)
-    assert len(caplog.messages) == 2
-
-
-@pytest.mark.parametrize(("script", "said"), [("printf '\\377' >&2\nexit 1", "\ufffd"), ("exec sleep 9", "timed out")])
-def test_a_compiler_that_hangs_or_speaks_in_odd_bytes_is_named(
-    script: str, said: str, forgetful: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    odd = forgetful / "odd"
-    odd.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit 0\n{script}\n", encoding="utf-8")
-    odd.chmod(odd.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CXX", str(odd))
-    monkeypatch.setattr(native, "TIME_LIMIT_SECONDS", 0.5)
-    assert library("softmax", width=32) is None
-    assert len(caplog.messages) == 1 and said in caplog.messages[0]
-
-
-def test_fused_products_that_this_machine_cannot_make_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    options = replace(OPTIONS, accelerator="cpu")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(native, "is_possible", lambda: True)
-    assert fitting._warned("fused", options) == "fused" and fitting._warned("bfloat16", options) == "bfloat16"
-    assert not caplog.messages
-    monkeypatch.setattr(native, "is_possible", lambda: False)
-    assert fitting._warned("fused", options) == "fused" and "AVX512-BF16" in caplog.messages[0]
-    monkeypatch.setattr(native, "is_possible", lambda: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert fitting._warned("fused", options) == "fused" and len(caplog.messages) == 2
 
 
 @compiled
@@ -438,16 +309,6 @@ def test_gradients_that_lie_apart_and_weights_that_are_frozen_change_nothing() -
     apart = torch.autograd.grad(found, [given, layer.up.weight], grad.t(), retain_graph=True)
     together = torch.autograd.grad(found, [given, layer.up.weight], grad.t().contiguous())
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(apart, together, strict=True))
-
-
-def test_tiles_of_amx_are_not_known_to_be_slower(forgetful: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_compiler", lambda: "c++")
-    assert is_possible() and native.is_known_to_pay()
-    monkeypatch.setattr(native, "_processor_flags", lambda: frozenset(native.NEEDED_FLAGS | {"amx_bf16"}))
-    assert is_possible() and not native.is_known_to_pay()
-    is_possible.cache_clear()
-    monkeypatch.setattr(native, "_processor_flags", lambda: frozenset({"avx2"}))
-    assert not is_possible() and not native.is_known_to_pay()
 
 
 def test_a_kernel_that_finds_no_memory_says_so() -> None:

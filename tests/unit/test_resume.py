@@ -89,6 +89,25 @@ def test_a_broken_off_run_goes_on_exactly(
     assert_equal(run(tmp_path, options), whole)
 
 
+@pytest.mark.slow
+def test_a_broken_off_run_with_kernels_of_our_own_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their dropout counts by itself, from a seed of torch's; without them, torch's bfloat16 is tested."""
+    options = replace(EVERY_STEP, products="fused")
+    encoder = {"_target_": "constellation.encoders.transformer.Transformer", "width": 32, "layers": 2, "heads": 2}
+
+    def fused(vocabulary: Vocabulary) -> JourneyModel:
+        return build_model(DROPOUT | {"encoder": encoder | {"dropout": 0.3}}, vocabulary, WINDOWS.horizons_days)
+
+    whole = train(tmp_path / "whole", options=options, build=fused)
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "parts", options=options, build=fused)
+    assert_equal(train(tmp_path / "parts", options=options, build=fused), whole)
+
+
 # ---------------------------------------------------------------- killed
 
 

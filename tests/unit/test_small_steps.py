@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from constellation.training import fit as fitting
-from constellation.training.fit import has_small_steps
+from constellation.encoders.bag import Bag
+from constellation.encoders.base import Encoder
+from constellation.encoders.gru import Gru
+from constellation.encoders.hstu import Hstu
+from constellation.encoders.transformer import Layer, Transformer
+from constellation.kernels.whole_layer import takes
+from constellation.training import precision
 from constellation.training.learner import Learner
 from tests.golden.tiny import tiny_vocabulary
+from tests.unit.test_native import compiled
 from tests.unit.test_training import ADAM, OPTIONS, build
 
 
@@ -41,25 +49,57 @@ class Batches:
 )
 def test_small_steps_by_hand(num_batches: int, num_events: int, num_products: int, num_ranks: int, small: bool) -> None:
     batches: Any = Batches(num_batches, num_events, num_products)
-    assert has_small_steps(batches, num_ranks) is small
+    assert precision.has_small_steps(batches, num_ranks) is small
+
+
+WHOLE, CAST = SimpleNamespace(has_whole_layers=True), SimpleNamespace(has_whole_layers=False)
+"""Encoders whose layers the kernels in C++ take, and do not take."""
+
+
+def choose(folder: Path, batches: Any, products: str = "auto", encoder: Any = WHOLE) -> str:
+    return precision.chosen_products(replace(OPTIONS, products=products), folder, batches, 1, encoder)
 
 
 def test_products_are_chosen_once_and_bfloat16_only_where_it_may_pay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "measured_choice", lambda: "bfloat16")
-    options, few, many = replace(OPTIONS, products="auto"), Batches(10, 1000, 0), Batches(10, 100_000, 0)
-    assert fitting._products(options, tmp_path / "few", few, 1) == "float32"  # type: ignore[arg-type]
-    assert fitting._products(options, tmp_path / "many", many, 1) == "bfloat16"  # type: ignore[arg-type]
-    assert fitting._products(options, tmp_path / "few", many, 1) == "float32"  # type: ignore[arg-type]
-    monkeypatch.setattr(fitting, "measured_choice", lambda: "fused")
-    monkeypatch.setattr(fitting, "can_work", lambda: True)
-    assert fitting._products(options, tmp_path / "fused", few, 1) == "fused"  # type: ignore[arg-type]
-    monkeypatch.setattr(fitting, "can_work", lambda: False)
-    assert fitting._products(options, tmp_path / "threads", few, 1) == "float32"  # type: ignore[arg-type]
-    assert fitting._products(options, tmp_path / "more threads", many, 1) == "bfloat16"  # type: ignore[arg-type]
-    chosen = replace(options, products="bfloat16")
-    assert fitting._products(chosen, tmp_path / "few", few, 1) == "bfloat16"  # type: ignore[arg-type]
+    monkeypatch.setattr(precision, "measured_choice", lambda: "bfloat16")
+    few, many = Batches(10, 1000, 0), Batches(10, 100_000, 0)
+    assert choose(tmp_path / "few", few) == "float32"
+    assert choose(tmp_path / "many", many) == "bfloat16"
+    assert choose(tmp_path / "few", many) == "float32"  # as chosen before
+    monkeypatch.setattr(precision, "measured_choice", lambda: "fused")
+    monkeypatch.setattr(precision, "can_work", lambda: True)
+    assert choose(tmp_path / "fused", few) == "fused"
+    assert choose(tmp_path / "fused, casts, few", few, encoder=CAST) == "float32"
+    assert choose(tmp_path / "fused, casts, many", many, encoder=CAST) == "fused"
+    monkeypatch.setattr(precision, "can_work", lambda: False)
+    assert choose(tmp_path / "not here", few) == "float32"
+    assert choose(tmp_path / "not here, many", many) == "bfloat16"
+    assert choose(tmp_path / "few", few, products="bfloat16") == "bfloat16"
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("encoder", "is_whole"),
+    [
+        (partial(Transformer, width=64), True),
+        (partial(Transformer, width=48), False),
+        (partial(Transformer, width=32, heads=4), False),
+        (partial(Transformer, width=256), True),
+        (partial(Transformer, width=256, expansion=4), False),
+        (partial(Hstu, width=64), False),
+        (partial(Gru, width=64), False),
+        (partial(Bag, width=64), False),
+    ],
+)
+def test_encoders_know_which_layers_the_kernels_take(encoder: Callable[..., Encoder], is_whole: bool) -> None:
+    made = encoder(tiny_vocabulary())
+    assert made.has_whole_layers is is_whole
+    if isinstance(made, Transformer):
+        (layer, *_) = made.layers
+        assert isinstance(layer, Layer)
+        assert takes(torch.zeros(3, made.width), layer.weights(), layer.heads) is is_whole
 
 
 def test_the_average_follows_weights_that_were_loaded_later() -> None:

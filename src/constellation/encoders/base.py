@@ -19,6 +19,11 @@ class Encoder(nn.Module):
 
     width: int
 
+    @property
+    def has_whole_layers(self) -> bool:
+        """Whether ``kernels/whole_layer.py`` does its layers where products are ``fused``; else torch does them."""
+        return False
+
     def forward(self, batch: JourneyBatch) -> Tensor:
         """States [N, width] in the order of the events of the batch."""
         raise NotImplementedError(f"{type(self).__name__} has no forward.")

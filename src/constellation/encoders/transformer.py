@@ -16,7 +16,7 @@ from constellation.kernels import products
 from constellation.kernels.compiled import row_wise
 from constellation.kernels.products import linear
 from constellation.kernels.residual import GATE_START, gated_residual
-from constellation.kernels.whole_layer import takes, whole_layer
+from constellation.kernels.whole_layer import fits, takes, whole_layer
 
 if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
@@ -57,6 +57,11 @@ class Transformer(Encoder):
         self.norm_in = nn.LayerNorm(width)
         self.layers = nn.ModuleList(Layer(width, heads, expansion * width, dropout) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
+        self._fits = fits(width, expansion * width, heads)
+
+    @property
+    def has_whole_layers(self) -> bool:
+        return self._fits
 
     def forward(self, batch: JourneyBatch) -> Tensor:
         events_ND = self.events(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,11 +20,12 @@ def balanced_parts(lengths: np.ndarray, num_parts: int) -> list[np.ndarray]:
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     part_R = np.zeros(len(lengths), dtype=np.int64)
-    loads = np.zeros((num_parts, 2), dtype=np.int64)  # events, then journeys, which decide between equal loads
-    for place in np.argsort(-lengths, kind="stable"):
-        lightest = min(range(num_parts), key=lambda part: (*loads[part], part))
+    loads = [(0, 0, part) for part in range(num_parts)]  # events, then journeys, which decide between equal loads
+    order = np.argsort(-lengths, kind="stable")
+    for place, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        num_events, num_journeys, lightest = loads[0]
         part_R[place] = lightest
-        loads[lightest] += (lengths[place], 1)
+        heapq.heapreplace(loads, (num_events + length, num_journeys + 1, lightest))
     return [np.flatnonzero(part_R == part) for part in range(num_parts)]
 
 

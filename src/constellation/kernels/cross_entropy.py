@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from constellation.kernels import products
-from constellation.kernels.native import call, is_plain, library
+from constellation.kernels.bags import Bag, weighted_total
+from constellation.kernels.native import call, can_work, is_plain, library
 from constellation.kernels.products import filled
 
 BLOCK = 4096
@@ -46,13 +47,36 @@ def log_sum_exp_total(
     Products run in ``products.current()``, on a GPU in autocast's type; everything else in float32.
     """
     kind = query_RD.device.type
+    if _takes(query_RD, embedding_VD, bias_V):
+        return _FusedTotal.apply(query_RD, embedding_VD, bias_V, weight_R, None, None, None, None)  # type: ignore[no-any-return]
     if weight_R is not None and kind == "cpu":
         asked = weight_R.nonzero().squeeze(1)
         if len(asked) < len(weight_R):
             query_RD, weight_R = query_RD.index_select(0, asked), weight_R.index_select(0, asked)
-    if _takes(query_RD, embedding_VD, bias_V):
-        return _FusedTotal.apply(query_RD, embedding_VD, bias_V, weight_R)  # type: ignore[no-any-return]
     return _LogSumExpTotal.apply(query_RD, embedding_VD, bias_V, weight_R, _product_type(kind))  # type: ignore[no-any-return]
+
+
+def set_cross_entropy_total(
+    query_ND: Tensor,
+    embedding_VD: Tensor,
+    bias_V: Tensor,
+    bag: Bag,
+    row_M: Tensor,
+    share_M: Tensor,
+    asked_R: Tensor,
+    query_R: Tensor | None = None,
+) -> Tensor:
+    """The same total with ``asked_R`` for weights, less share * logit of each member of each row's set.
+
+    bag: members [M] and offsets [R + 1]; row_M: the row of each member. share_M is 0 in rows that are not asked.
+    query_R: the query of each row among ``query_ND``, of no two asked rows the same one; None: that of its number.
+    """
+    if _takes(query_ND, embedding_VD, bias_V):
+        return _FusedTotal.apply(query_ND, embedding_VD, bias_V, asked_R, query_R, *bag, share_M)  # type: ignore[no-any-return]
+    query_RD = query_ND if query_R is None else query_ND.index_select(0, query_R)
+    log_sums = log_sum_exp_total(query_RD, embedding_VD, bias_V, asked_R)
+    of_members = weighted_total(query_RD, embedding_VD, bag, row_M, share_M)
+    return log_sums - (of_members + (bias_V.index_select(0, bag[0]) * share_M).sum())
 
 
 def _takes(query_RD: Tensor, embedding_VD: Tensor, bias_V: Tensor | None) -> bool:
@@ -62,7 +86,7 @@ def _takes(query_RD: Tensor, embedding_VD: Tensor, bias_V: Tensor | None) -> boo
         and all(is_plain(each) for each in (query_RD, embedding_VD, bias_V) if each is not None)
         and query_RD.shape[1] % 32 == 0
         and len(embedding_VD) <= MOST_FUSED
-        and torch.get_num_threads() == 1
+        and can_work()
         and library(SOFTMAX, width=query_RD.shape[1]) is not None
     )
 
@@ -127,23 +151,40 @@ class _LogSumExpTotal(torch.autograd.Function):
 
 
 class _FusedTotal(torch.autograd.Function):
-    """The same by ``cpp/softmax.cpp``."""
+    """The same by ``cpp/softmax.cpp``, which passes by rows of weight 0 and takes the members' logits off."""
 
     @staticmethod
     def forward(
-        ctx: Any, query_RD: Tensor, embedding_VD: Tensor, bias_V: Tensor | None, weight_R: Tensor | None
+        ctx: Any,
+        query_ND: Tensor,
+        embedding_VD: Tensor,
+        bias_V: Tensor | None,
+        weight_R: Tensor | None,
+        query_R: Tensor | None,
+        code_M: Tensor | None,
+        offsets: Tensor | None,
+        share_M: Tensor | None,
     ) -> Tensor:
-        (num_rows, width), vocabulary = query_RD.shape, len(embedding_VD)
+        width, vocabulary = query_ND.shape[1], len(embedding_VD)
+        num_rows = len(query_ND) if query_R is None else len(query_R)
         made = library(SOFTMAX, width=width)
         assert made is not None
-        query, embedding = query_RD.contiguous(), embedding_VD.contiguous()
-        weight = None if weight_R is None else weight_R.float().contiguous()
+        query, embedding = query_ND.contiguous(), embedding_VD.contiguous()
+        weight, share = (None if each is None else each.float().contiguous() for each in (weight_R, share_M))
+        queries, codes, ends = (None if each is None else each.contiguous() for each in (query_R, code_M, offsets))
+        assert ends is None or (len(ends) == num_rows + 1 and int(ends[-1]) == len(share_M)), "one set for each row"  # type: ignore[arg-type]
+        places = None if weight is None else weight.nonzero().squeeze(1)
+        if places is not None and len(places) == num_rows:
+            places = None
+        asked = num_rows if places is None else len(places)
         filled = -(-vocabulary // 16) * 16
-        grad_query, total = torch.empty_like(query), query.new_zeros((), dtype=torch.float64)
+        grad_query = torch.empty_like(query) if asked == len(query) else torch.zeros_like(query)
+        total = query.new_zeros((), dtype=torch.float64)
         grad_embedding, grad_bias = query.new_zeros(filled, width), query.new_zeros(filled)
         bias = None if bias_V is None else bias_V.contiguous()
-        given = (query, embedding, bias, weight, grad_query, grad_embedding, grad_bias, total)
-        call(made.softmax_total, (num_rows, vocabulary), *given)
+        rows = (weight, places, queries, codes, ends, share)
+        given = (query, embedding, bias, *rows, grad_query, grad_embedding, grad_bias, total)
+        call(made.softmax_total, (asked, vocabulary), *given)
         ctx.save_for_backward(grad_query, grad_embedding[:vocabulary], grad_bias[:vocabulary])
         ctx.has_bias = bias_V is not None
         return total.float()
@@ -153,7 +194,7 @@ class _FusedTotal(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_query, grad_embedding, grad_bias = ctx.saved_tensors
         of_bias = grad_bias * grad if ctx.has_bias else None
-        return grad_query * grad, grad_embedding * grad, of_bias, None
+        return grad_query * grad, grad_embedding * grad, of_bias, None, None, None, None, None
 
 
 class _Output:

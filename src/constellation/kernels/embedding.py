@@ -12,13 +12,13 @@ from torch import Tensor
 from constellation.kernels import products
 from constellation.kernels.bags import Bag
 from constellation.kernels.dropout import drawn_seed, level
-from constellation.kernels.native import call, is_plain, library
+from constellation.kernels.native import call, can_work, is_plain, library
 
 EVENTS = "events"
 
 
 def takes(table_TD: Tensor, *others: Tensor | None) -> bool:
-    """Whether the kernel in C++ does it: where layers are fused, on one thread, in whole vectors of plain float32.
+    """Whether the kernel in C++ does it: where layers are fused, in whole vectors of plain float32.
 
     others: numbers, their weight and bias.
     """
@@ -26,7 +26,7 @@ def takes(table_TD: Tensor, *others: Tensor | None) -> bool:
         products.is_fused()
         and all(is_plain(each) for each in (table_TD, *others) if each is not None)
         and table_TD.shape[1] % 32 == 0
-        and torch.get_num_threads() == 1
+        and can_work()
         and library(EVENTS, width=table_TD.shape[1]) is not None
     )
 

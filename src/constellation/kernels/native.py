@@ -57,8 +57,8 @@ def is_possible() -> bool:
 
 
 def can_work() -> bool:
-    """Whether it is possible in this process: the kernels work on one thread."""
-    return is_possible() and torch.get_num_threads() == 1
+    """Whether it is possible in this process, on as many threads as torch works on."""
+    return is_possible() and (torch.get_num_threads() == 1 or starter() != 0)
 
 
 def is_known_to_pay() -> bool:
@@ -159,14 +159,36 @@ def is_plain(given: Tensor) -> bool:
     return type(given) in (Tensor, Parameter) and given.device.type == "cpu" and given.dtype == torch.float32
 
 
+class Team(ctypes.Structure):
+    """``Team`` of ``cpp/team.h``: how many threads, and what starts them."""
+
+    _fields_ = (("size", ctypes.c_int64), ("start", ctypes.c_void_p))
+
+
+@functools.cache
+def starter() -> int:
+    """Address of the function that starts threads in the OpenMP library that torch runs on; 0 where there is none.
+
+    Asked of torch's own library, which finds it among those it was linked with: other packages bring further copies of
+    such libraries, each with threads of its own, and torch may be built upon none.
+    """
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
 def call(function: Any, sizes: Sequence[int], *given: Any) -> None:
-    """``function(sizes, *given)`` with tensors, None and lists of tensors as pointers.
+    """``function(team, sizes, *given)`` with tensors, None and lists of tensors as pointers, on torch's threads.
 
     Raises MemoryError, and IndexError for a code that is in no table.
     """
-    found = function((ctypes.c_int64 * len(sizes))(*sizes), *(_pointer(each) for each in given))
+    threads = torch.get_num_threads()
+    team = Team(threads, starter() if threads > 1 else 0)
+    found = function(ctypes.byref(team), (ctypes.c_int64 * len(sizes))(*sizes), *(_pointer(each) for each in given))
     if found == NO_SUCH_CODE:
-        raise IndexError("An event has a code beyond the table of embeddings.")
+        raise IndexError("A code lies beyond the table of embeddings.")
     if found:
         raise MemoryError("A kernel in C++ found no memory for its blocks.")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from constellation.kernels.linear import blockwise_linear, takes
 from constellation.kernels.native import is_known_to_pay
 
 FLOAT32, BFLOAT16, FUSED = "float32", "bfloat16", "fused"
@@ -85,10 +86,12 @@ rows are taken so many at a time, most first, and the last ones filled up with z
 def linear(x_RK: Tensor, weight_OK: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` in the chosen precision, which is also that of the result [R, O].
 
-    On a GPU autocast decides, and this is torch's own function.
+    On a GPU autocast decides, and this is torch's own function. Fused, the result is float32 where the kernel takes it.
     """
     if torch.compiler.is_compiling() or x_RK.device.type != "cpu" or current() == FLOAT32:
         return functional.linear(x_RK, weight_OK, bias_O)
+    if is_fused() and takes(x_RK, weight_OK, bias_O):
+        return blockwise_linear(x_RK, weight_OK, bias_O)
     return _Linear.apply(x_RK, weight_OK, bias_O)  # type: ignore[no-any-return]
 
 

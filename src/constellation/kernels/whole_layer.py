@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from constellation.kernels.dropout import drawn_seed, level
-from constellation.kernels.native import call, is_plain, library
+from constellation.kernels.native import call, can_work, is_plain, library
 
 SPARE_ROWS = 8
 """Rows of zeros behind the last one: products take rows in eights."""
@@ -31,16 +31,18 @@ NUM_WEIGHTS = 14
 LAYER = "layer"
 
 
+def fits(width: int, hidden: int, heads: int) -> bool:
+    """Whether the kernels are made for such sizes, in whole vectors; hidden: of the feed-forward layer."""
+    return width % 32 == 0 and hidden % 32 == 0 and (width // heads) % 16 == 0 and max(width, hidden) <= MOST_WIDTH
+
+
 def takes(x_ND: Tensor, weights: Sequence[Tensor], heads: int) -> bool:
-    """Whether these kernels can do it: one thread on a CPU, plain float32 weights, sizes in whole vectors."""
+    """Whether these kernels can do it here: sizes that fit, plain float32 weights on a CPU, and a library for them."""
     width, hidden = x_ND.shape[1], weights[9].shape[0]
     return (
         all(is_plain(each) for each in (x_ND, *weights))
-        and width % 32 == 0
-        and hidden % 32 == 0
-        and (width // heads) % 16 == 0
-        and max(width, hidden) <= MOST_WIDTH
-        and torch.get_num_threads() == 1
+        and fits(width, hidden, heads)
+        and can_work()
         and library(LAYER, width=width, hidden=hidden, heads=heads) is not None
     )
 

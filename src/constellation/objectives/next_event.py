@@ -85,9 +85,8 @@ class NextEvent(Objective):
         cutoff_query = self._cutoff_query(readout_QD)
         parts = {"type": self._types(event_query, cutoff_query, batch)}
         if self.products is not None:
-            sets = ProductSets.of(*batch.lists[PRODUCT], before_N >= 0)
-            asker_query = event_query.index_select(0, before_N.clamp(min=0))
-            parts["product"] = [(self.softmax(asker_query, self.products, sets), sets.asked_R.sum())]
+            sets = ProductSets.of(*batch.lists[PRODUCT], before_N >= 0, before_N.clamp(min=0))
+            parts["product"] = [(self.softmax(event_query, self.products, sets), sets.asked_R.sum())]
             if len(readout_QD):
                 parts["product"].append(self._next_basket(readout_QD, cutoff_query, batch))
         total = sum((term for terms in parts.values() for term, _ in terms), start=states_ND.new_zeros(()))

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from constellation.errors import InputError
 from constellation.journeys.vocabulary import FIRST_KNOWN
-from constellation.kernels.bags import weighted_total
-from constellation.kernels.cross_entropy import log_sum_exp_total
+from constellation.kernels.cross_entropy import set_cross_entropy_total
 from constellation.kernels.products import linear
 
 UNIFORM, LOG_UNIFORM = "uniform", "log_uniform"
@@ -32,6 +31,7 @@ class ProductSets:
 
     Row r holds members ``offsets[r] : offsets[r + 1]``; ``row_M`` says the same from the other side.
     ``asked_R`` is 1.0 where the row has a known member and is asked at all, else 0.0.
+    query_R: which query each row is asked of, no one twice; None: the one in its own place.
     """
 
     product_M: Tensor
@@ -39,9 +39,12 @@ class ProductSets:
     row_M: Tensor
     offsets: Tensor
     asked_R: Tensor
+    query_R: Tensor | None = None
 
     @classmethod
-    def of(cls, code_M: Tensor, offsets: Tensor, asked_R: Tensor | None = None) -> ProductSets:
+    def of(
+        cls, code_M: Tensor, offsets: Tensor, asked_R: Tensor | None = None, query_R: Tensor | None = None
+    ) -> ProductSets:
         """From the model codes of a list column; missing and unknown codes are no members."""
         # The length is known, so that the device need not be asked for it.
         row_M = torch.repeat_interleave(offsets.diff(), output_size=len(code_M))
@@ -50,7 +53,11 @@ class ProductSets:
             known_M = known_M * asked_R.float().index_select(0, row_M)
         size_R = known_M.new_zeros(len(offsets) - 1).index_add(0, row_M, known_M)
         share_M = known_M / size_R.clamp(min=1).index_select(0, row_M)
-        return cls((code_M - FIRST_KNOWN).clamp(min=0), share_M, row_M, offsets, (size_R > 0).float())
+        return cls((code_M - FIRST_KNOWN).clamp(min=0), share_M, row_M, offsets, (size_R > 0).float(), query_R)
+
+    def queries(self, query_ND: Tensor) -> Tensor:
+        """The query of each row [R, D]."""
+        return query_ND if self.query_R is None else query_ND.index_select(0, self.query_R)
 
 
 class Products(nn.Module):
@@ -88,20 +95,22 @@ class Products(nn.Module):
         own_MD = functional.embedding(sets.product_M, self.embedding)
         return (query_MD * own_MD).sum(1) + self.bias_V.index_select(0, sets.product_M)
 
-    def shared_total(self, query_RD: Tensor, sets: ProductSets) -> Tensor:
-        """sum over members of share * score: the same as of ``of_members``, in rows instead of members."""
-        bag = sets.product_M, sets.offsets
-        total = weighted_total(query_RD, self.embedding, bag, sets.row_M, sets.share_M)
-        return total + (self.bias_V.index_select(0, sets.product_M) * sets.share_M).sum()
-
 
 class FullSoftmax(nn.Module):
     """Cross entropy with the softmax over all products, never holding all their scores."""
 
-    def forward(self, query_RD: Tensor, products: Products, sets: ProductSets) -> Tensor:
+    def forward(self, query_ND: Tensor, products: Products, sets: ProductSets) -> Tensor:
         """Sum over the asked rows of the mean of -log softmax over the row's set."""
-        log_sums = log_sum_exp_total(query_RD, products.embedding, products.bias_V, sets.asked_R)
-        return log_sums - products.shared_total(query_RD, sets)
+        return set_cross_entropy_total(
+            query_ND,
+            products.embedding,
+            products.bias_V,
+            (sets.product_M, sets.offsets),
+            sets.row_M,
+            sets.share_M,
+            sets.asked_R,
+            sets.query_R,
+        )
 
 
 class _Negatives(nn.Module):
@@ -172,7 +181,8 @@ class SampledSoftmax(_Negatives):
     def __init__(self, *, num_negatives: int = 1024, negatives: str = LOG_UNIFORM) -> None:
         super().__init__(num_negatives=num_negatives, negatives=negatives)
 
-    def forward(self, query_RD: Tensor, products: Products, sets: ProductSets) -> Tensor:
+    def forward(self, query_ND: Tensor, products: Products, sets: ProductSets) -> Tensor:
+        query_RD = sets.queries(query_ND)
         product_K, log_weight_K = self.draw(len(products.bias_V), query_RD.device)
         others_R = (self.scores(query_RD, products, sets, product_K) + log_weight_K).logsumexp(1)
         own_M = products.of_members(query_RD, sets).float()
@@ -202,9 +212,9 @@ class GeneralisedCrossEntropy(_Negatives):
         rate = min(1.0, self.num_negatives / max(size - 1, 1))
         return rate * (self.calibration * (1.0 - 1.0 / rate) + 1.0 / rate)
 
-    def forward(self, query_RD: Tensor, products: Products, sets: ProductSets) -> Tensor:
+    def forward(self, query_ND: Tensor, products: Products, sets: ProductSets) -> Tensor:
         """Per row the mean over the positive and the negatives, summed over the asked rows."""
-        size = len(products.bias_V)
+        size, query_RD = len(products.bias_V), sets.queries(query_ND)
         product_K, log_weight_K = self.draw(size, query_RD.device)
         again_K = torch.where(log_weight_K == OUT, OUT, 0.0)
         logits_RK = self.scores(query_RD, products, sets, product_K) + again_K

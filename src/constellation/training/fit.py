@@ -17,8 +17,7 @@ import torch
 from constellation.errors import InputError
 from constellation.journeys.ranks import RankBatches
 from constellation.journeys.sampling import TrainingBatches
-from constellation.kernels.native import can_work
-from constellation.kernels.products import BFLOAT16, FLOAT32, FUSED, measured_choice
+from constellation.kernels.products import FLOAT32
 from constellation.memory import give_back_memory, keep_freed_memory
 from constellation.model import JourneyModel
 from constellation.training import ranks
@@ -28,17 +27,11 @@ from constellation.training.feeding import fed, makes_ahead
 from constellation.training.footprint import check_memory, trains_on_gpu
 from constellation.training.lean import L
 from constellation.training.learner import Learner, OptimizerFactory
-from constellation.training.options import AUTO, TrainingOptions
+from constellation.training.options import TrainingOptions
+from constellation.training.precision import chosen_products, warned
 from constellation.training.sharding import strategy_of
 
 log = logging.getLogger(__name__)
-
-SMALL_STEP_EVENTS = 1500
-"""Events of a step from which bfloat16 products pay: at 84 a step was 13 % cheaper in float32, at 800 12 %, at 1,600
-there was nothing between them (width 64, 2 layers)."""
-
-PRODUCTS_LIKE_A_BODY = 650
-"""Products of the shop over which a full softmax has as much to gain from bfloat16 as the rest of such a step."""
 
 Score = Callable[[torch.nn.Module], dict[str, float]]
 Report = Callable[[dict[str, float]], None]
@@ -132,7 +125,7 @@ def fit(
         checkpoint=newest_whole(folder),
         num_threads=torch.get_num_threads(),
         seed=torch.initial_seed() % 2**31,
-        products=_warned(_products(options, folder, batches, num_ranks), options),
+        products=warned(chosen_products(options, folder, batches, num_ranks, model.encoder), options),
         pieces=pieces,
         expected_gib=0.0 if trains_on_gpu(options) else predicted,
     )
@@ -174,6 +167,7 @@ def _trained(
     callbacks: Sequence[L.Callback] = (),
 ) -> tuple[L.Trainer, Selection, Learner]:
     options, is_sharded = phase.options, phase.options.strategy == "fsdp"
+    give_back_memory()  # what preparing the batches left
     keep_freed_memory()
     rank, num_ranks = (0, 1) if place is None else (place.rank, place.size)
     plain = phase.model if is_sharded else None  # stays whole, beside the one whose weights are spread
@@ -287,45 +281,6 @@ def _pieces(
             told.pieces,
         )
     return told.pieces, told.peak_gib
-
-
-def _products(options: TrainingOptions, folder: Path, batches: TrainingBatches, num_ranks: int) -> str:
-    """Chosen once per phase: killed before its first checkpoint, it must not choose again on a busier machine."""
-    if options.products != AUTO:
-        return options.products
-    path = folder / "products.txt"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        chosen = measured_choice()
-        if chosen == FUSED and not can_work():
-            chosen = BFLOAT16  # those kernels work on one thread
-        if chosen == BFLOAT16 and has_small_steps(batches, num_ranks):
-            chosen = FLOAT32  # kernels that do whole layers have few casts, and pay for few events too
-        partial.write_text(chosen, encoding="utf-8")
-        partial.replace(path)
-    return path.read_text(encoding="utf-8")
-
-
-def _warned(products: str, options: TrainingOptions) -> str:
-    """Asked for, or chosen on another machine before this one took the training up."""
-    if products == FUSED and not trains_on_gpu(options) and not can_work():
-        log.warning(
-            "Products are chosen as fused, which needs a processor with AVX512-BF16, a C++ compiler and "
-            "training.num_threads=1. Not all of that is here: torch's bfloat16 products do the work, as for bfloat16."
-        )
-    return products
-
-
-def has_small_steps(batches: TrainingBatches, num_ranks: int) -> bool:
-    """Whether the casts of torch's bfloat16 products cost a step more than these save it, wherever they are faster.
-
-    What a cast costs hangs on the number of products, not on their size. A full softmax over the products of the shop
-    counts as work, as if a model had one.
-    """
-    events_of_a_step = batches.num_events / max(len(batches), 1) / num_ranks
-    num_products = len(batches.gatherer.vocabulary.products)
-    return events_of_a_step * (1 + num_products / PRODUCTS_LIKE_A_BODY) < SMALL_STEP_EVENTS
 
 
 def _mean(values: list[float]) -> float:

@@ -25,6 +25,7 @@ from constellation.journeys.device_gather import device_bytes
 from constellation.journeys.packing import map_tensors
 from constellation.memory import available_memory_gib, resident_memory_gib
 from constellation.training.feeding import lies_on
+from constellation.training.uncompiled import plain
 
 if TYPE_CHECKING:
     from constellation.journeys.sampling import TrainingBatches
@@ -65,6 +66,9 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+LiveBytes.__torch_dispatch__ = plain(LiveBytes.__torch_dispatch__)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

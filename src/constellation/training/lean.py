@@ -1,19 +1,25 @@
-"""Lightning without what it only looks for on behalf of metrics that nobody here asks it for.
+"""Lightning without what it only looks for on behalf of metrics and compilers that nobody here asks it for.
 
 On the way to Lightning, torchmetrics imports scipy's signal processing and matplotlib where they are installed: 100 MiB
 of every training process, and seconds of its start. Here they are out of its sight while it is imported. Everything
 else finds them as ever; only torchmetrics' own plots and audio metrics stay off in a process that trains.
+
+Lightning itself imports torch's compiler, 85 MiB and two seconds more, for the name of the class of compiled modules.
+Until somebody else imports the compiler there is no such module, and Lightning is handed a name that says so.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
+COMPILER = "torch._dynamo"
 UNSEEN = ("matplotlib", "scipy")
 
 
@@ -58,11 +64,67 @@ def _import_torchmetrics() -> None:
                 del sys.modules[name]
 
 
+class _Compiled(type):
+    """An instance of its classes is what is an instance of the class that the compiler has, once it is here."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        found = getattr(sys.modules.get(COMPILER), cls.__name__, None)
+        return isinstance(found, type) and found is not cls and isinstance(instance, found)
+
+
+class OptimizedModule(metaclass=_Compiled):
+    """Stands for ``torch._dynamo.OptimizedModule`` in checks of what a module is."""
+
+
+def _left_alone(function: Any = None, *given: Any, **named: Any) -> Any:
+    """``torch._dynamo.disable``, put off until there is a compiler that must leave the function alone."""
+    if function is None:
+        return functools.partial(_left_alone, **named)
+    kept: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def called(*arguments: Any, **keywords: Any) -> Any:
+        if not kept and hasattr(sys.modules.get(COMPILER), "disable"):
+            kept.append(sys.modules[COMPILER].disable(function, *given, **named))
+        return (kept[0] if kept else function)(*arguments, **keywords)
+
+    return called
+
+
+class _StandIn(ModuleType):
+    """The compiler, as far as Lightning's import asks for it; whoever asks for more gets the real one."""
+
+    OptimizedModule = OptimizedModule
+    disable = staticmethod(_left_alone)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(COMPILER) is self:
+            del sys.modules[COMPILER]
+        return getattr(importlib.import_module(COMPILER), name)
+
+
+@contextmanager
+def _compiler_left_out() -> Iterator[None]:
+    if COMPILER in sys.modules:
+        yield
+        return
+    stands_in = _StandIn(COMPILER)
+    sys.modules[COMPILER] = stands_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(COMPILER) is stands_in:
+            del sys.modules[COMPILER]
+
+
 _import_torchmetrics()
 
-import lightning as L  # noqa: E402
-from lightning.fabric.plugins import CheckpointIO  # noqa: E402
-from lightning.fabric.plugins.environments import ClusterEnvironment  # noqa: E402
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy  # noqa: E402
+with _compiler_left_out():
+    import lightning as L
+    from lightning.fabric.plugins import CheckpointIO
+    from lightning.fabric.plugins.environments import ClusterEnvironment
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 __all__ = ["CheckpointIO", "ClusterEnvironment", "DDPStrategy", "L", "ModelParallelStrategy", "Strategy"]

@@ -122,6 +122,7 @@ def train(task: Task, data: DataSet) -> None:
 
     from constellation.tracking import quiet_libraries
     from constellation.training.fit import fit
+    from constellation.training.optimizers import AdamW
 
     quiet_libraries()
     torch.set_num_threads(task.num_threads)
@@ -138,7 +139,7 @@ def train(task: Task, data: DataSet) -> None:
     model.encoder.register_forward_pre_hook(count)
 
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
-        made = torch.optim.AdamW(parameters, **OPTIMIZER)  # type: ignore[arg-type]
+        made = AdamW(parameters, **OPTIMIZER)  # type: ignore[arg-type]
         made.register_step_post_hook(lambda *_: meter.step())
         return made
 
