@@ -12,11 +12,12 @@ from constellation.errors import InputError
 from constellation.journeys.batch import Gatherer
 from constellation.journeys.last_events import LastEvents
 from constellation.journeys.profile import format_profile, profile
+from constellation.journeys.questions import ask, until_of
 from constellation.journeys.sampling import TrainingBatches
 from constellation.journeys.splits import Splits, time_windows
 from constellation.journeys.store import Store
 from constellation.journeys.vocabulary import Vocabulary
-from constellation.journeys.windows import Windows, ask, until_of
+from constellation.journeys.windows import Windows
 from constellation.schema import CUSTOMER_ID, EVENT_TIME, EVENT_TYPE, PRODUCT, EventSchema
 from tests.helpers import at, make_store
 
@@ -212,7 +213,7 @@ class TestTrainingBatches:
 
     def test_a_rank_with_nothing_to_do_gets_an_empty_batch(self) -> None:
         sampler = self.batches(cutoffs_per_journey=0)
-        batch = sampler.gather(np.empty(0, dtype=np.int64), np.empty((0, 0), dtype=np.int64))
+        batch = sampler.gather(np.empty(0, dtype=np.int64), np.empty((0, 1), dtype=np.int64))
         assert batch.num_events == batch.num_journeys == batch.num_queries == 0
 
 

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from constellation.errors import InputError
+from constellation.journeys import sampling
 from constellation.journeys.batch import Gatherer
 from constellation.journeys.sampling import PredictionBatches, TrainingBatches, token_budget_batches
 from constellation.journeys.windows import Queries, ask, parse_cutoff
+from constellation.training import options
 from tests.helpers import DAY, assert_same_tensors, at, fit_vocabulary, random_store
 
 KNOWN_UNTIL = at(45) - 1
@@ -237,3 +240,60 @@ class TestPredictionBatches:
         gatherer = Gatherer(STORE, VOCABULARY)
         assert all(batch.targets is None for batch, _ in PredictionBatches(gatherer, self.queries(), targets=False))
         assert list(PredictionBatches(gatherer, self.queries(0))) == []
+
+
+class TestLongJourneys:
+    """Where each event is asked for the next alone: what of a journey longer than ``max_events`` trains."""
+
+    def events_of(self, epoch: int = 0, most: int = 5, **options) -> list[tuple[int, list[int]]]:
+        """Each row of an epoch: its customer, and the rows of the store that it holds."""
+        training = batches(cutoffs_per_journey=0, max_events=most, epoch=epoch, **options)
+        found = []
+        for rows, cutoff_RK in training.draws():
+            span = training.gatherer._span_before(training.journeys[rows], cutoff_RK[:, 0])
+            assert training.gather(rows, cutoff_RK).lengths_B.tolist() == span.lengths_B.tolist()
+            for journey, start, length in zip(span.journeys, span.start_B, span.lengths_B, strict=True):
+                found.append((int(journey), list(range(start, start + length))))
+        return sorted(found)
+
+    def known(self) -> dict[int, list[int]]:
+        begin_C = STORE.first_event_C[EVERYBODY].astype(np.int64)
+        end_C = STORE.end_event(EVERYBODY, np.full(len(EVERYBODY), KNOWN_UNTIL))
+        return {
+            c: list(range(begin, end)) for c, begin, end in zip(EVERYBODY, begin_C, end_C, strict=True) if end > begin
+        }
+
+    def test_last_keeps_the_last(self) -> None:
+        assert dict(self.events_of(long_journeys="last")) == {c: rows[-5:] for c, rows in self.known().items()}
+
+    def test_pieces_hold_each_event_once(self) -> None:
+        known = self.known()
+        assert max(map(len, known.values())) > 10, "the store has no journey of three pieces"
+        held: dict[int, list[int]] = {c: [] for c in known}
+        for customer, rows in self.events_of(long_journeys="pieces"):
+            assert 1 <= len(rows) <= 5
+            held[customer] += rows
+        for customer, rows in known.items():
+            # A first event alone in its piece has nothing before or after it to learn from.
+            expected = rows[1:] if len(rows) > 1 and len(rows) % 5 == 1 else rows
+            assert held[customer] == expected
+
+    def test_drawn_is_another_stretch_each_epoch_and_reaches_both_ends(self) -> None:
+        known = self.known()
+        firsts: dict[int, set[int]] = {c: set() for c in known}
+        for epoch in range(60):
+            for customer, rows in self.events_of(epoch, long_journeys="drawn"):
+                assert len(rows) == min(5, len(known[customer]))
+                assert set(rows) <= set(known[customer])
+                firsts[customer].add(rows[0])
+        for customer, rows in known.items():
+            if len(rows) <= 8:
+                assert firsts[customer] == set(rows[: max(len(rows) - 4, 1)])
+
+    def test_drawn_is_the_same_again(self) -> None:
+        assert self.events_of(3, long_journeys="drawn") == self.events_of(3, long_journeys="drawn")
+
+    def test_options_know_the_same_choices(self) -> None:
+        assert options.LONG_JOURNEYS == sampling.LONG_JOURNEYS
+        with pytest.raises(InputError, match="one of last, drawn, pieces, found 'first'"):
+            options.TrainingOptions(long_journeys="first")

@@ -81,6 +81,7 @@ def train(
     from constellation.metrics import LEVELS
     from constellation.metrics.evaluate import Evaluation
     from constellation.reporting import Report
+    from constellation.training.history import teach
     from constellation.training.study import fit_vocabulary, select_then_refit
 
     if not seeds:
@@ -126,9 +127,12 @@ def train(
 
     # Everybody answers the same questions, so the evaluation and the vocabularies are made once.
     evaluation = Evaluation(num_resamples=num_resamples)
+    report.step("asking training questions, learning vocabulary and scales, until the validation cutoff")
     val_vocabulary = test_vocabulary = fit_vocabulary(splits, training, splits.select_panel, splits.select_until)
     if training.refit:
+        report.step(f"of {len(splits.select_panel):,} questions; the same until the test cutoff")
         test_vocabulary = fit_vocabulary(splits, training, splits.refit_panel, splits.refit_until)
+    report.step("asking the questions of validation and test")
     exclude_seen = splits.windows.exclude_seen
     everyone = np.ones(len(splits.test), dtype=bool)
     test_rows = {"test": everyone, "test_new": splits.test_is_new_Q}
@@ -138,13 +142,16 @@ def train(
 
     def build(vocabulary: Vocabulary) -> JourneyModel:
         # The description is the user's own, so whatever it names is trusted.
-        return build_model(model_config, vocabulary, splits.windows.horizons_days, trusted=targets(model_config))
+        model = build_model(model_config, vocabulary, splits.windows.horizons_days, trusted=targets(model_config))
+        teach(model, splits)
+        return model
 
     of_seeds: list[dict[str, float]] = []
     for seed in seeds:
         system = "model" if len(seeds) == 1 else f"model_seed_{seed}"
         with nullcontext(run) if len(seeds) == 1 else run.child(f"seed_{seed}") as of_seed:
             place = checkpoints / f"seed_{seed}"
+            report.step(f"training on {len(splits.train_journeys):,} customers, a line after each epoch")
             study = select_then_refit(
                 splits,
                 build,
@@ -154,8 +161,10 @@ def train(
                 seed=seed,
                 report=partial(report.epoch, of_seed),
                 initial=None if beginning is None else beginning.initial(of_seed, report.say),
+                vocabularies=(val_vocabulary, test_vocabulary),
             )
             corrections = None
+            report.step("learning corrections, answering and judging")
             if recalibration is not None:
                 corrections = _corrections(
                     recalibration, study, splits, build, optimizer, training, place, seed, beginning

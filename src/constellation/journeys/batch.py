@@ -161,7 +161,7 @@ class Gatherer:
         """
         span = self._span(journeys, until)
         if queries is None:
-            queries = _no_queries(self.vocabulary.horizons_days)
+            return self._unasked(span, targets)
         row_of_Q = _places(span.journeys, queries.journey_Q) if row_of_Q is None else row_of_Q
         asked = self._asked(span, queries, row_of_Q)
         answers = self._answers(queries) if targets else None
@@ -183,11 +183,22 @@ class Gatherer:
             batch.targets = replace(answers, next_N=_tensor(following_N))
         return batch
 
+    def gather_stretches(self, journeys: np.ndarray, end_B: np.ndarray) -> JourneyBatch:
+        """The last events of ``journeys`` before the rows ``end_B`` of the store, whatever their times: Q = 0."""
+        return self._unasked(self._span_before(np.asarray(journeys, dtype=np.int64), end_B), targets=True)
+
+    def _unasked(self, span: Span, targets: bool) -> JourneyBatch:
+        queries = _no_queries(self.vocabulary.horizons_days)
+        asked = self._asked(span, queries, np.empty(0, dtype=np.int64))
+        return self._batch(span, asked, self._answers(queries) if targets else None)
+
     def _span(self, journeys: np.ndarray, until: np.ndarray | int) -> Span:
-        store = self.store
         journeys = np.asarray(journeys, dtype=np.int64)
-        begin_B = store.first_event_C[journeys].astype(np.int64)
-        end_B = store.end_event(journeys, np.broadcast_to(np.asarray(until, dtype=np.int64), journeys.shape))
+        until_B = np.broadcast_to(np.asarray(until, dtype=np.int64), journeys.shape)
+        return self._span_before(journeys, self.store.end_event(journeys, until_B))
+
+    def _span_before(self, journeys: np.ndarray, end_B: np.ndarray) -> Span:
+        begin_B = self.store.first_event_C[journeys].astype(np.int64)
         start_B = np.maximum(begin_B, end_B - self.max_events)
         offsets_B = np.concatenate([[0], np.cumsum(end_B - start_B)])
         return Span(journeys, begin_B, start_B, end_B - start_B, offsets_B)

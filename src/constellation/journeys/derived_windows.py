@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import replace
 
 from constellation.errors import InputError
 from constellation.journeys.last_events import LastEvents
 from constellation.journeys.purchases import median_wait_days
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
-from constellation.journeys.windows import DERIVED, Windows, format_time, latest_cutoff, parse_cutoff
+from constellation.journeys.windows import (
+    DERIVED,
+    TAUGHT_SHARE,
+    Windows,
+    format_time,
+    latest_cutoff,
+    latest_date,
+    parse_cutoff,
+)
 
 CHOICES_OF_HORIZONS = ((182, 365), (91, 182), (30, 91), (30, 60), (14, 30), (7, 14), (7,), (3,), (1,))
 """A month and a quarter where the history is long enough, ever shorter ones where it is not."""
@@ -27,14 +34,14 @@ def settle(windows: Windows | LastEvents, store: Store) -> Windows | LastEvents:
 
     Horizons: the longest of ``CHOICES_OF_HORIZONS`` that fits between the cutoffs that were given, or four times into
     the span of the data, and is no longer than customers are slow. The test cutoff is the latest day that leaves the
-    longest horizon, the validation cutoff one longest horizon before it. Raises InputError where the data are too short
-    for any horizon.
+    longest horizon. The validation cutoff lies one horizon before it: the longest that labels before that can teach.
+    Raises InputError where the data are too short for any horizon.
     """
     if not isinstance(windows, Windows) or not windows.is_open or not store.has_clock:
         return windows  # where only the order is known, Windows says itself what to do
     windows = replace(windows, horizons_days=windows.horizons_days or _horizons(windows, store))
-    longest = windows.horizons_days[-1]
-    if windows.test_cutoff == DERIVED:
+    longest, follows = windows.horizons_days[-1], windows.test_cutoff == DERIVED
+    if follows:
         latest = latest_cutoff(store, longest).isoformat()
         if windows.val_cutoff != DERIVED and latest <= windows.val_cutoff:
             zone = store.schema.timezone
@@ -44,9 +51,39 @@ def settle(windows: Windows | LastEvents, store: Store) -> Windows | LastEvents:
             )
         windows = replace(windows, test_cutoff=latest)
     if windows.val_cutoff == DERIVED:
-        test = dt.datetime.fromisoformat(windows.test_cutoff)
-        windows = replace(windows, val_cutoff=(test - dt.timedelta(days=longest)).date().isoformat())
+        zone, select_days = store.schema.timezone, _select_days(windows, store, test_follows=follows)
+        latest_val = latest_date(parse_cutoff(windows.test_cutoff, zone), select_days, zone)
+        windows = replace(windows, val_cutoff=latest_val.isoformat())
     return windows
+
+
+def _select_days(windows: Windows, store: Store, *, test_follows: bool) -> int:
+    """The longest horizon that can be learned before a validation cutoff so many days before the test cutoff; of the
+    shortest a first label will do. Raises InputError where there is not even that.
+
+    test_follows: shorter horizons move the test cutoff later, for nobody gave it.
+    """
+    zone, first = store.schema.timezone, windows.earliest(store)
+    history_days = (parse_cutoff(windows.test_cutoff, zone) - first) / MICROSECONDS_PER_DAY
+    shortest = windows.horizons_days[0]
+    for days in windows.horizons_days[:0:-1]:
+        if history_days >= (2 + TAUGHT_SHARE) * days:
+            return days
+    needed_days = shortest + windows.least_room_days
+    if history_days > needed_days:
+        return shortest
+    longest = windows.horizons_days[-1]
+    span_days = (store.manifest.observed_until - first) / MICROSECONDS_PER_DAY
+    later, most_days = "Set", (span_days - 1) / 3
+    if not test_follows:
+        later, most_days = "Move windows.test_cutoff later, set", (history_days - 1) / 2
+    raise InputError(
+        f"The horizons {list(windows.horizons_days)} days leave no history to learn from: the data span "
+        f"{format_time(first, zone)} to {format_time(store.manifest.observed_until, zone)}, {span_days:.0f} days; "
+        f"a test over {longest} days begins {windows.test_cutoff}, after {max(history_days, 0):.0f} days, and learning "
+        f"and validating need more than {needed_days}. {later} windows.horizons_days to at most "
+        f"[{max(1, int(most_days))}], or leave it out and let it follow from the data."
+    )
 
 
 def _horizons(windows: Windows, store: Store) -> tuple[int, ...]:

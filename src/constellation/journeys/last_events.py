@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from constellation.errors import InputError
+from constellation.journeys.questions import Queries, Until, ask, until_of
 from constellation.journeys.store import Store
-from constellation.journeys.windows import Queries, Until, ask, until_of
 
 
 @dataclass(frozen=True)

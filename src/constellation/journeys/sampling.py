@@ -8,13 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from constellation.journeys.batch import Gatherer, JourneyBatch
+from constellation.journeys.questions import Queries, Until, ask, days_before, until_of
 from constellation.journeys.store import MICROSECONDS_PER_DAY
-from constellation.journeys.windows import Queries, Until, ask, days_before, until_of
+from constellation.journeys.vocabulary import ragged_arange
 
 LENGTH_BLUR = 1.5
 """Standard deviation of the log-normal blur of lengths. Long journeys are good customers: batches of strictly like
 lengths are batches of like answers, and each step pulls the total its own way. On the Complete Journey a blur of a
 quarter needed 9 epochs for the validation CRPS that this one reaches in 5; attention bands its rows again inside."""
+
+LAST, DRAWN, PIECES = "last", "drawn", "pieces"
+"""What of a journey of more than ``max_events`` events trains, where each event is asked for the next alone: its last,
+a stretch drawn for each epoch, or all, cut into pieces from its end."""
+LONG_JOURNEYS = (LAST, DRAWN, PIECES)
 
 
 def token_budget_batches(
@@ -54,7 +60,7 @@ class TrainingBatches:
 
     Without horizons (questions of what comes next, where perhaps only the order is known) the cutoffs are drawn from
     the journey's own events but the last. With ``cutoffs_per_journey=0`` a batch has Q = 0: every event's state is
-    asked for the event that follows, and a long journey keeps its last ``max_events`` known events.
+    asked for the event that follows, and ``long_journeys`` says what trains of a journey of more than ``max_events``.
 
     A journey of more than ``max_events`` events is cut at one cutoff drawn for the epoch, and all its questions are
     asked there: just what is gathered when the model is used. Its last events with cutoffs before them would instead
@@ -79,6 +85,7 @@ class TrainingBatches:
     epoch: int = 0
     before_first_share: float = 0.0
     room_days: int | None = None
+    long_journeys: str = LAST
 
     def __post_init__(self) -> None:
         store = self.gatherer.store
@@ -89,10 +96,14 @@ class TrainingBatches:
         num_known_C = store.end_event(self.journeys, until_C) - begin_C
         known_C = num_known_C > 0
         self.journeys, self.until, num_known_C = self.journeys[known_C], until_C[known_C], num_known_C[known_C]
+        self.begin = begin_C[known_C]
+        if self.cutoffs_per_journey == 0 and self.long_journeys == PIECES:
+            row_P, num_known_C = _pieces(num_known_C, self.gatherer.max_events)
+            self.journeys, self.until, self.begin = self.journeys[row_P], self.until[row_P], self.begin[row_P]
         self.lengths = np.minimum(num_known_C, self.gatherer.max_events)
         self.is_long = num_known_C > self.gatherer.max_events
         self.num_events = int(self.lengths.sum())
-        self.begin = begin_C[known_C]
+        self.end = self.begin + num_known_C
         self.cutoffs = np.empty(0, dtype=np.int64)  # the grid of day ends, where there are horizons
         # Of how many cutoffs each journey draws; none are asked of customers who came too late.
         if self.cutoffs_per_journey == 0:
@@ -156,16 +167,26 @@ class TrainingBatches:
     def draws(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Rows of ``journeys`` of each batch of the epoch, and the cutoffs drawn for them [R, cutoffs_per_journey].
 
+        Where nothing is asked at cutoffs, the rows of the store behind each journey's last event [R, 1].
         Cheap beside ``gather``: whoever wants a part of the epoch, or a part of each batch, draws all and gathers some.
         """
         rng = self._rng()
         for rows in self._plan(rng):
+            if self.cutoffs_per_journey == 0:
+                yield rows, self._ends(rows, rng)[:, None]
+                continue
             most_R1 = np.maximum(self.num_choices[rows], 1)[:, None]
             choice_RK = rng.integers(0, most_R1, (len(rows), self.cutoffs_per_journey))
-            if self.horizons_days and self.cutoffs_per_journey:
+            if self.horizons_days:
                 yield rows, self.cutoffs[choice_RK]
             else:
                 yield rows, self.gatherer.store.time_N[self.begin[rows][:, None] + choice_RK]
+
+    def _ends(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Rows of the store behind the last event of each journey of a batch that asks nothing at cutoffs."""
+        if self.long_journeys != DRAWN:
+            return self.end[rows]
+        return self.begin[rows] + rng.integers(self.lengths[rows], self.end[rows] - self.begin[rows] + 1)
 
     def gather(
         self, rows: np.ndarray, cutoff_RK: np.ndarray, newcomers: tuple[np.ndarray, np.ndarray] | None = None
@@ -173,7 +194,7 @@ class TrainingBatches:
         """The batch of ``rows`` of ``journeys`` with the questions at ``cutoff_RK``, and those about ``newcomers``
         (customers and cutoffs; by default those drawn for these rows)."""
         if self.cutoffs_per_journey == 0:
-            return self.gatherer.gather(self.journeys[rows], self.until[rows])
+            return self.gatherer.gather_stretches(self.journeys[rows], cutoff_RK[:, 0])
         asked_R = self.num_choices[rows] > 0
         cut_R = self.is_long[rows] & asked_R
         cutoff_RK = np.where(cut_R[:, None], cutoff_RK[:, :1], cutoff_RK)
@@ -196,6 +217,14 @@ class TrainingBatches:
             queries,
             row_of_Q=row_of_Q,
         )
+
+
+def _pieces(num_events_C: np.ndarray, max_events: int) -> tuple[np.ndarray, np.ndarray]:
+    """Journeys cut from their ends into pieces of ``max_events``, the first one shorter: of each piece [P] the row of
+    its journey, and up to how many events of the journey it goes. A single first event joins no piece."""
+    num_pieces_C = np.maximum(-(-(num_events_C - 1) // max_events), 1)
+    row_P = np.repeat(np.arange(len(num_events_C)), num_pieces_C)
+    return row_P, num_events_C[row_P] - max_events * ragged_arange(np.zeros_like(num_events_C), num_pieces_C)
 
 
 @dataclass

@@ -9,9 +9,9 @@ import numpy as np
 
 from constellation.errors import InputError
 from constellation.journeys.aggregates import Aggregates
+from constellation.journeys.questions import Queries, Until, until_of
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.waits import churn_types
-from constellation.journeys.windows import Queries, Until, until_of
 from constellation.schema import CATEGORICAL, EVENT_TYPE, LIST, NUMERIC, PRODUCT
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
@@ -19,6 +19,8 @@ MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
 
 MOST_SCALED = 2_000_000
 """Questions whose aggregates are read for their scale: the whole panel of 200,000 customers takes five gigabytes."""
+
+SCALED_AT_ONCE = 2**15
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,18 @@ class Scaler:
 
     @classmethod
     def fit(cls, values_QF: np.ndarray) -> Scaler:
-        logs_QF = signed_log(values_QF)
         num_columns = values_QF.shape[1]
         low, high, mean = np.zeros(num_columns), np.zeros(num_columns), np.zeros(num_columns)
         std = np.ones(num_columns)
         for column in range(num_columns):
-            known = logs_QF[np.isfinite(logs_QF[:, column]), column]
+            logs_Q = signed_log(values_QF[:, column])
+            known = logs_Q[np.isfinite(logs_Q)]
             if len(known):
                 low[column], high[column] = np.quantile(known, [0.0005, 0.9995])
                 known = np.clip(known, low[column], high[column])
                 mean[column] = known.mean()
-                std[column] = known.std() if known.std() > 1e-6 else 1.0
+                deviation = known.std()
+                std[column] = deviation if deviation > 1e-6 else 1.0
         return cls(*(part.astype(np.float32) for part in (low, high, mean, std)))
 
     def __call__(self, values_QF: np.ndarray) -> np.ndarray:
@@ -245,11 +248,16 @@ class Vocabulary:
 
 def _aggregates_scaler(aggregates: Aggregates, store: Store, train: Queries) -> Scaler:
     """Clips and scales from the training questions, or from so many of them, drawn the same way each time."""
-    asked = train.journey_Q, train.cutoff_Q, train.last_event_Q
+    rows = np.arange(len(train))
     if len(train) > MOST_SCALED:
         rows = np.sort(np.random.default_rng(0).choice(len(train), MOST_SCALED, replace=False))
-        asked = asked[0][rows], asked[1][rows], asked[2][rows]
-    return Scaler.fit(aggregates.compute(store, *asked))
+    # Blocks of questions stay in the cache, and take no memory beside the answers; a scale reads a column.
+    values_FQ = np.empty((len(aggregates.names), len(rows)), dtype=np.float32)
+    for start in range(0, len(rows), SCALED_AT_ONCE):
+        block = rows[start : start + SCALED_AT_ONCE]
+        asked = train.journey_Q[block], train.cutoff_Q[block], train.last_event_Q[block]
+        values_FQ[:, start : start + len(block)] = aggregates.compute(store, *asked).T
+    return Scaler.fit(values_FQ.T)
 
 
 def ragged_arange(start_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:
@@ -269,7 +277,7 @@ def _known(codes: np.ndarray, dictionary: list[str | None], min_count: int, most
 
 def _target_statistics(train: Queries) -> dict[str, dict[str, list[float]]]:
     """Per horizon, over observed training questions: what the heads start from."""
-    value: dict[str, list[float]] = {"p_zero": [], "log_mean": [], "log_std": [], "mean": []}
+    value: dict[str, list[float]] = {"p_zero": [], "log_mean": [], "log_std": [], "mean": [], "highest": []}
     purchases: dict[str, list[float]] = {"mean": [], "dispersion": []}
     for column in range(len(train.horizons_days)):
         observed = train.observed_QK[:, column]
@@ -280,6 +288,7 @@ def _target_statistics(train: Queries) -> dict[str, dict[str, list[float]]]:
         value["log_mean"].append(float(logs.mean()) if len(logs) else 0.0)
         value["log_std"].append(float(logs.std()) if len(logs) > 1 else 1.0)
         value["mean"].append(float(money.mean()) if len(money) else 1.0)
+        value["highest"].append(float(money.max()) if len(money) else 0.0)
         mean = float(counts.mean()) if len(counts) else 1.0
         # Moments of the negative binomial: variance = mean + mean^2 / dispersion.
         excess = max(float(counts.var()) - mean, 1e-3 * max(mean, 1e-3)) if len(counts) else 1.0

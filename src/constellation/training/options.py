@@ -9,6 +9,9 @@ from constellation.errors import InputError
 AUTO = "auto"
 PRODUCTS = ("float32", "bfloat16", "fused")
 """As in ``kernels/products.py``, said again so that the door can check options without torch."""
+PIECES = "pieces"
+LONG_JOURNEYS = ("last", "drawn", PIECES)
+"""As in ``journeys/sampling.py``, likewise."""
 
 SMALL_BATCH, LARGE_BATCH, STEPS_OF_AN_EPOCH = 32, 256, 150
 """Journeys of a batch by default: few where customers are few, so that there are steps enough to learn in."""
@@ -24,6 +27,9 @@ class TrainingOptions:
     max_scored: validation questions scored after each epoch, at most, the same ones each time; null: all.
     max_tokens, max_journeys: the most events and journeys of a batch; ``auto``: 32 journeys, and up to 256 where there
     are so many that an epoch still has 150 steps. max_events: a journey keeps its last so many.
+    long_journeys: what trains of a longer one where each event is asked for the next alone (``cutoffs_per_journey=0``):
+    its ``last`` max_events, a stretch ``drawn`` for each epoch, or all of it, cut from its end into ``pieces``. Where
+    cutoffs are drawn, a longer one ends at one of them.
     gradient_clip: largest norm of a step's gradient; 0 never clips. Money is heavy-tailed: clipping shrinks just the
     steps that the best customers cause; at a norm of 1 every total came out 5 to 10 % low, in training too.
     cutoffs_per_journey: questions drawn per journey and epoch; 0 asks only what follows each event, of its state.
@@ -35,15 +41,18 @@ class TrainingOptions:
     averaging: decay of the moving average of the weights that is scored and kept; 0 keeps the last weights.
     season: where the history holds two years of a horizon, learn from the model's totals at the same time of earlier
     years by how much to move its level, see ``training/seasons.py``.
-    num_threads: of the CPU; null leaves the choice to PyTorch. Short journeys make many small kernels, which a second
-    thread speeds up by a tenth at best, and which crawl where threads wait for one another on busy cores.
+    num_threads: of the CPU; null leaves the choice to PyTorch. A second thread pays with ``fused`` products on a
+    machine of one's own; by torch's kernels it gains a tenth at best on short journeys, and on busy cores, where
+    threads wait for one another, several crawl.
     devices, strategy: processes that share each batch, one per device: by a copy of the model each (ddp, the choice of
     auto) or with the weights spread over them (fsdp). max_tokens and max_journeys are those of the whole batch.
     checkpoint_every_steps: a checkpoint within the epoch after so many steps; null: by the clock, after
     ``checkpoint_every_minutes``, and never for over a hundredth of the time. Each epoch ends with one in any case.
-    products: precision of the large matrix products of a CPU step: ``float32``, ``bfloat16``, ``fused`` (bfloat16, and
-    with one thread a transformer's layers in kernels that this machine's C++ compiler makes), or ``auto``: measured
-    when training starts, see ``kernels/products.py``, and kept in the checkpoint. On a GPU ``precision`` decides.
+    products: precision of the large matrix products of a CPU step: ``float32``, ``bfloat16``, ``fused`` (bfloat16, with
+    the vectors of events, the full softmax and a transformer's layers in kernels that this machine's C++ compiler makes
+    and that work on ``num_threads``), or ``auto``: measured when training starts, see ``kernels/products.py``, and kept
+    in the checkpoint. Of steps under some 1,500 events it chooses float32, but for a transformer of such a size that
+    the kernels do its layers whole (width a multiple of 32, heads of 16). On a GPU ``precision`` decides.
     store_on_device: the events that training reads lie on the device, and batches are cut there; auto: on a GPU, where
     they take at most a third of its free memory. prefetch: a thread makes batches ahead; auto: on a GPU.
     compile: fuse the row-wise parts of a transformer's layers by torch.compile, which takes a minute at the first step
@@ -61,6 +70,7 @@ class TrainingOptions:
     max_tokens: int = 8192
     max_journeys: int | str = AUTO
     max_events: int = 1024
+    long_journeys: str = PIECES
     cutoffs_per_journey: int = 8
     before_first_share: float = 0.05
     refit: bool = True
@@ -103,6 +113,10 @@ class TrainingOptions:
             )
         if self.checkpoint_every_minutes < 0:
             raise InputError(f"training.checkpoint_every_minutes is {self.checkpoint_every_minutes}, below 0.")
+        if self.long_journeys not in LONG_JOURNEYS:
+            raise InputError(
+                f"training.long_journeys must be one of {', '.join(LONG_JOURNEYS)}, found {self.long_journeys!r}."
+            )
         if self.max_scored is not None and self.max_scored < 1:
             raise InputError(f"training.max_scored must be at least 1, or null for all; found {self.max_scored}.")
         if self.cutoffs_per_journey < 0:

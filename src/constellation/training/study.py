@@ -26,6 +26,7 @@ from constellation.metrics import LEVELS, value
 from constellation.metrics.ranking import product_columns
 from constellation.model import JourneyModel
 from constellation.training.fit import Fitted, fit
+from constellation.training.history import nothing_selects
 from constellation.training.initial import Initial
 from constellation.training.learner import OptimizerFactory
 from constellation.training.options import TrainingOptions
@@ -84,17 +85,22 @@ def select_then_refit(
     seed: int,
     report: Report,
     initial: Initial | None = None,
+    vocabularies: tuple[Vocabulary, Vocabulary] | None = None,
 ) -> Study:
     """Train twice, seeds first. ``report(phase, row)`` hears of every epoch; ``folder`` keeps what resuming needs.
 
-    ``initial`` is a trained model that both phases start from.
+    ``initial`` is a trained model that both phases start from. ``vocabularies``: of selection and refit, where they
+    are there already; see :func:`fit_vocabulary`.
 
     With ``refit: false`` the selected model is also the refitted one. Raises InputError where the model cannot be
     scored by the monitor, or cannot learn from the questions that the options ask.
     """
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
-    select_vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.select_until)
+    if vocabularies is None:
+        select_vocabulary = fit_vocabulary(splits, options, splits.select_panel, splits.select_until)
+    else:
+        select_vocabulary = vocabularies[0]
     gatherer = Gatherer(splits.store, select_vocabulary, options.max_events)
     monitor = choose_monitor(options.monitor, splits, select_vocabulary)
     _seed(seed)
@@ -131,7 +137,10 @@ def select_then_refit(
     settled = seasons | settle(selected.model, gatherer, scorer.queries)
     if not options.refit:
         return Study(selected, select_vocabulary, selected, select_vocabulary, monitor, settled)
-    vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.refit_until)
+    if vocabularies is None:
+        vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.refit_until)
+    else:
+        vocabulary = vocabularies[1]
     _seed(seed)
     refit_model = build(vocabulary)
     refit_optimizer = optimizer if initial is None else initial.begin(refit_model, vocabulary, optimizer)
@@ -183,10 +192,7 @@ def choose_monitor(monitor: str | None, splits: Splits, vocabulary: Vocabulary) 
     seen_QK = splits.val.observed_QK
     observed = [days for column, days in enumerate(splits.val.horizons_days) if seen_QK[:, column].all()]
     if not observed:
-        raise InputError(
-            "No horizon that starts at val_cutoff ends by test_cutoff, so nothing can be selected. "
-            "Move val_cutoff earlier or shorten horizons_days."
-        )
+        raise InputError(nothing_selects(splits))
     return f"{'value' if has_money(splits.store) else 'purchases'}_{observed[-1]}d/crps"
 
 
@@ -295,6 +301,7 @@ def training_batches(
         seed=seed,
         before_first_share=options.before_first_share,
         room_days=splits.windows.room_days,
+        long_journeys=options.long_journeys,
     )
 
 

@@ -80,6 +80,7 @@ def train_trial(
     from constellation.building import build_model, targets
     from constellation.journeys.batch import Gatherer
     from constellation.training.fit import fit
+    from constellation.training.history import teach
     from constellation.training.study import Scorer, check_questions, fit_vocabulary, training_batches
 
     options = settings["training"]
@@ -90,6 +91,7 @@ def train_trial(
     description = {name: dict(settings[name] or {}) for name in ("encoder", "readout", "objective")}
     seed_everything(seed, workers=True, verbose=False)
     model = build_model(description, vocabulary, splits.windows.horizons_days, trusted=targets(description))
+    teach(model, splits)
     check_questions(model, options)
     scorer = Scorer(gatherer, splits.val, exclude_seen=splits.windows.exclude_seen)
     batches = training_batches(gatherer, splits, splits.select_until, options, seed)
