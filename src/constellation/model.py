@@ -31,6 +31,7 @@ class JourneyModel(nn.Module):
         self.objectives = nn.ModuleDict(dict(objectives))
         for objective in objectives.values():
             objective.connect(encoder)
+            objective.connect_readout(readout)
         horizons_days = sorted({days for objective in objectives.values() for days in objective.horizons_days})
         self.season = Season([f"{kind}_{days}d" for kind in ("value", "purchases") for days in horizons_days])
 

@@ -373,6 +373,21 @@ def test_gradient_boosting_leaves_out_a_horizon_it_never_saw():
     assert not any("55d" in key for key in answers)
 
 
+def test_gradient_boosting_meets_a_column_known_only_after_the_longest_horizon_was_seen():
+    rng = np.random.default_rng(0)
+    visits = {customer: [rng.uniform(0, 5), *rng.uniform(20, 45, customer % 4)] for customer in range(60)}
+    rows = [event(f"c{customer}", day, 5.0) for customer, days in visits.items() for day in days]
+    store = make_store(events_frame(rows), observed_until=at(46))
+    # By day 15, the last from which 30 days are known by day 45, everybody has come once: no time between visits.
+    journeys, windows = np.arange(60), Windows("2017-03-20", "2017-04-10", horizons_days=(5, 30))
+    train = panel(store, windows, known_until=at(45), journeys=journeys)
+    vocabulary = Vocabulary.fit(store, train, journeys=journeys, until=at(45), windows_days=(7, 30))
+    baseline = GradientBoosting(**BOOSTING)
+    baseline.fit(store, vocabulary, train, until=at(45))
+    answers = baseline.predict(store, ask(store, journeys, np.full(60, at(45)), (5, 30), at(46)), LEVELS)
+    assert np.isfinite(answers["value_30d_expected"]).all() and np.isfinite(answers["value_5d_expected"]).all()
+
+
 def test_gradient_boosting_answers_no_more_than_was_ever_seen():
     store = shoppers(num_customers=60)
     journeys = np.arange(60)

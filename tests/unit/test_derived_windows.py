@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,8 +20,11 @@ from constellation.journeys.last_events import LastEvents
 from constellation.journeys.purchases import check_purchases, median_wait_days
 from constellation.journeys.splits import Splits
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
+from constellation.journeys.vocabulary import Vocabulary
 from constellation.journeys.windows import Windows, format_time, latest_cutoff, parse_cutoff
 from constellation.schema import EventSchema
+from constellation.training.history import nothing_selects, teach
+from constellation.training.study import choose_monitor
 
 
 def log_of(num_days: int, timezone: str = "UTC", every_days: int = 10) -> Store:
@@ -119,6 +123,71 @@ def test_what_cannot_be_derived_is_explained() -> None:
         settle(Windows(), log_of(2))
     with pytest.raises(InputError, match="After val_cutoff 2021-12-20 no test cutoff leaves 30 days"):
         settle(Windows(val_cutoff="2021-12-20", horizons_days=(30,)), log_of(365))
+
+
+def test_long_horizons_that_were_given_leave_the_validation_to_shorter_ones() -> None:
+    # The data end with 30 April: the test begins 45 days before, on day 75, too early for two horizons of 45 days.
+    found = settled(Windows(horizons_days=(14, 45)), log_of(120))
+    assert (found.val_cutoff, found.test_cutoff) == ("2021-03-02", "2021-03-16")
+    # Over 220 days it begins on day 175: two of them, and a quarter for training cutoffs to spread over.
+    assert settled(Windows(horizons_days=(14, 45)), log_of(220)).val_cutoff == "2021-05-10"
+    for horizons, most in (((60,), 29), ((200,), 29), ((31, 40), 29)):
+        with pytest.raises(InputError, match=rf"horizons \[{horizons[0]}.*89 days.*at most \[{most}\]"):
+            settle(Windows(horizons_days=horizons), log_of(90))
+    assert settled(Windows(horizons_days=(29,)), log_of(90)).val_cutoff == "2021-02-01"
+    # Questions of time learn from censored answers: a day of room is enough.
+    assert settled(Windows(horizons_days=(40,), room_days=1), log_of(90)).val_cutoff == "2021-01-10"
+
+
+def test_a_test_cutoff_that_was_given_bounds_what_is_advised_and_where_validation_lies() -> None:
+    # 20 days of history for a test that stays where it is: not a third of the year.
+    with pytest.raises(InputError, match=r"Move windows.test_cutoff later, set .*at most \[9\]"):
+        settle(Windows(test_cutoff="2021-01-21", horizons_days=(14,)), log_of(365))
+    assert settled(Windows(test_cutoff="2021-01-21", horizons_days=(9,)), log_of(365)).val_cutoff == "2021-01-12"
+    # At noon the whole day two weeks before is half a day too late.
+    at_noon = settled(Windows(test_cutoff="2021-06-16T12:00", horizons_days=(14,)), log_of(365))
+    assert at_noon.val_cutoff == "2021-06-01"
+
+
+class Taught:
+    """An objective that remembers what it was told."""
+
+    def __init__(self, needs_horizon_labels: bool) -> None:
+        self.needs_horizon_labels, self.days = needs_horizon_labels, (0,)
+
+    def teach(self, horizons_days: tuple[int, ...]) -> None:
+        self.days = horizons_days
+
+
+def told(splits: Splits, needs_horizon_labels: bool) -> tuple[int, ...]:
+    objective = Taught(needs_horizon_labels)
+    teach(SimpleNamespace(objectives={"asked": objective}), splits)  # type: ignore[arg-type]
+    return objective.days
+
+
+def test_objectives_are_told_which_horizons_the_history_teaches() -> None:
+    store = log_of(150)
+    # 40 days of history: five quarters of 30 days are 37.5, of 33 days 41.25.
+    assert told(Splits(store, Windows("2021-01-20", "2021-02-09", (7, 30))), True) == (7, 30)
+    beyond = Splits(store, Windows("2021-01-20", "2021-02-09", (7, 33)))
+    assert told(beyond, False) == (7,)
+    with pytest.raises(InputError, match=r"objective asked.*2021-02-09.*33 days.*1.25 times.*value_pooled"):
+        told(beyond, True)
+
+
+def test_advice_about_a_test_within_a_day_can_be_followed() -> None:
+    splits = Splits(log_of(150), Windows("2021-02-02", "2021-02-05T12:00", (3, 30), holdout_share=0.0))
+    advice = nothing_selects(splits)
+    assert "2.5 days later" in advice and "2021-02-01 or earlier" in advice and "at most 2 days" in advice
+
+
+def test_a_validation_too_near_the_test_is_explained() -> None:
+    splits = Splits(log_of(150), Windows("2021-02-01", "2021-02-05", (7, 30), holdout_share=0.0))
+    with pytest.raises(
+        InputError, match=r"\[7, 30\] days.*2021-02-01.*4 days later.*2021-01-29 or earlier.*most 4 days"
+    ):
+        choose_monitor(None, splits, Vocabulary.fit(splits.store, splits.select_panel, journeys=splits.train_journeys,
+                                                    until=splits.val_cutoff))  # fmt: skip
 
 
 @settings(max_examples=40, deadline=None)

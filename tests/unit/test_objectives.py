@@ -117,6 +117,28 @@ def test_value_starts_from_the_training_targets(vocabulary, family):
         assert answers[f"purchases_{days}d_p_zero"].item() == pytest.approx(p_zero, rel=1e-2)
 
 
+@pytest.mark.parametrize("family", [Ziln(), Quantiles()], ids=["ziln", "quantiles"])
+def test_no_quantile_lies_far_beyond_what_was_ever_spent(family):
+    known = tiny_vocabulary()
+    money = known.targets["value"]
+    money["highest"] = [50.0, 40.0]  # the longer horizon was seen less often: its bound is no lower
+    objective = Value(known, 4, WIDTH, HORIZONS_DAYS, family=family)
+    with torch.no_grad():
+        objective.head.weight.zero_()
+        objective.head.bias.fill_(30.0)
+    answers = objective.predict(torch.zeros(1, WIDTH), tiny_batch(), [0.5, 0.995])
+    for days in HORIZONS_DAYS:
+        assert answers[f"value_{days}d_quantiles"][0, 1].item() == pytest.approx(100.0)
+    # A whale of ten million times the mean may be expected to come again; nobody more than twice as large.
+    money["highest"] = [1e7 * money["mean"][0], 1e7 * money["mean"][0]]
+    objective = Value(known, 4, WIDTH, HORIZONS_DAYS, family=family)
+    with torch.no_grad():
+        objective.head.weight.zero_()
+        objective.head.bias.fill_(30.0)
+    expected = objective.predict(torch.zeros(1, WIDTH), tiny_batch(), [0.5])["value_30d_expected"].item()
+    assert expected == pytest.approx(2e7 * money["mean"][0], rel=1e-3)
+
+
 def test_value_without_statistics_still_starts(vocabulary):
     bare = tiny_vocabulary()
     bare.targets = None

@@ -20,7 +20,7 @@ from constellation.journeys.splits import Splits
 from constellation.journeys.windows import Windows, parse_cutoff
 from constellation.schema import EventSchema
 from constellation.training.options import TrainingOptions
-from constellation.training.seasons import SLOTS_OF_A_YEAR, belief, learn_season, log_ratios
+from constellation.training.seasons import SLOTS_OF_A_YEAR, belief, learn_season, log_ratios, yearly_drift
 from constellation.training.study import fit_vocabulary
 from tests.bundles import CUTOFF, ZONE, shop_attributes, shop_bundle, shop_events
 
@@ -154,6 +154,24 @@ def test_noise_is_hardly_believed() -> None:
     assert np.mean([belief(wave(3, 0.0, 0.1, seed), 14) for seed in range(50)]) < 0.06
 
 
+@pytest.mark.parametrize("years", [1.6, 2.5, 3.5])
+def test_the_drift_is_found_whatever_the_season(years: float) -> None:
+    ago = np.arange(NUM_SLOTS) / SLOTS_OF_A_YEAR
+    for amplitude in (0.0, 0.5):
+        assert yearly_drift(wave(years, amplitude, 0.0) - 0.3 * ago) == pytest.approx(0.3)
+    assert yearly_drift(wave(0.9, 0.5, 0.0)) == 0.0  # nothing is a year apart
+
+
+@pytest.mark.parametrize("years", [2.5, 3.5, 4.0])
+@pytest.mark.parametrize("days", [30, 91])
+def test_what_drifts_bends_or_steps_is_no_season(years: float, days: int) -> None:
+    """Over two years and a half and more; on less, a step beside noise may be read as one."""
+    ago, random = np.arange(NUM_SLOTS) / SLOTS_OF_A_YEAR, np.random.default_rng(0)
+    for shape in (0.3 * ago, -0.3 * ago, 0.15 * (ago - 1.2) ** 2, 0.3 * (ago < 1.2)):
+        log_ratio_T = shape + wave(years, 0.0, 0.02) + 0.02 * random.standard_normal(NUM_SLOTS)
+        assert belief(log_ratio_T + yearly_drift(log_ratio_T) * ago, days) < 0.25
+
+
 def test_log_ratios_are_about_the_total() -> None:
     found = log_ratios(np.array([2.0, 0.0, 8.0]), np.array([4.0, 3.0, 1.0]))
     assert found[[0, 2]] == pytest.approx([np.log(0.5 / 2), np.log(8 / 2)])  # 10 for 5 in all
@@ -171,14 +189,19 @@ def test_a_season_leaves_the_total_of_the_past(log_season: list[float], level: f
 
 
 def seasonal_splits(
-    years: float, amplitude: float, horizons_days: tuple[int, ...] = (30,), later: float = 1.0
+    years: float,
+    amplitude: float,
+    horizons_days: tuple[int, ...] = (30,),
+    later: float = 1.0,
+    yearly_growth: float = 0.0,
 ) -> Splits:
-    """Customers who buy for a pound at a rate that swings with the year; nobody leaves.
+    """Customers who buy for a pound at a rate that swings with the year and may grow; nobody leaves.
 
     later: what they pay after the test cutoff.
     """
     random, days = np.random.default_rng(0), int(365 * years)
     rate_D = 0.05 * (1 + amplitude * np.sin(2 * np.pi * np.arange(days) / YEAR_DAYS))
+    rate_D = rate_D * np.exp(yearly_growth * np.arange(days) / YEAR_DAYS)
     customer_P, day_P = np.nonzero(random.random((300, days)) < rate_D)
     # Everybody is there from the first day.
     customer_P, day_P = np.concatenate([np.arange(300), customer_P]), np.concatenate([np.zeros(300, int), day_P])
@@ -240,6 +263,23 @@ def test_no_season_is_found_where_there_is_none_or_too_short_a_past() -> None:
     cutoffs = torch.arange(26) * (STEP_DAYS * MICROSECONDS_PER_DAY) + int(season.until)
     assert (season.factor("value_30d", cutoffs).log().abs() < 0.05).all()
     assert taught(seasonal_splits(1.3, 0.6))[1] == {}
+
+
+@pytest.mark.parametrize("years", [2.5, 3.5])
+@pytest.mark.parametrize("yearly_growth", [0.3, -0.3])
+def test_a_trend_passes_for_no_season(years: float, yearly_growth: float) -> None:
+    splits = seasonal_splits(years, 0.0, (30, 91), yearly_growth=yearly_growth)
+    season, _ = taught(splits)
+    for target in season.targets:
+        moved = season.factor(target, torch.tensor([splits.test_cutoff])).log().abs().item()
+        assert moved < 0.03
+
+
+def test_a_season_is_found_beside_a_trend() -> None:
+    plain, growing = (seasonal_splits(3.5, 0.6, yearly_growth=growth) for growth in (0.0, 0.3))
+    cutoffs = plain.test_cutoff - torch.arange(26) * (STEP_DAYS * MICROSECONDS_PER_DAY)
+    found = [taught(splits)[0].factor("value_30d", cutoffs).log() for splits in (plain, growing)]
+    assert (found[1] - found[0]).abs().mean() < 0.08 and found[0].abs().mean() > 0.3
 
 
 def test_what_follows_the_cutoff_teaches_nothing() -> None:

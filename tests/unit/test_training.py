@@ -153,6 +153,17 @@ def test_the_refit_reads_through_a_vocabulary_of_its_own(study: Study) -> None:
     assert json.dumps(select, default=str) != json.dumps(refit, default=str)
 
 
+def test_vocabularies_that_are_there_already_change_nothing(study: Study, tmp_path: Path) -> None:
+    splits = Splits(STORE, WINDOWS)
+    select = fit_vocabulary(splits, OPTIONS, splits.select_panel, splits.select_until)
+    refit = fit_vocabulary(splits, OPTIONS, splits.refit_panel, splits.refit_until)
+    found = select_then_refit(
+        splits, build, ADAM, OPTIONS, tmp_path, seed=0, report=lambda phase, row: None, vocabularies=(select, refit)
+    )
+    assert found.selected_vocabulary is select and found.vocabulary is refit
+    assert same(found, study)
+
+
 def test_an_unknown_monitor_lists_what_there_is(tmp_path: Path) -> None:
     options = TrainingOptions(**(vars(OPTIONS) | {"monitor": "value_91d/crps"}))
     with pytest.raises(InputError, match=r"'value_91d/crps'.*value_10d/crps.*value_3d/gini_normalised"):
@@ -325,18 +336,18 @@ def learner_of(losses: list[dict[str, tuple[float, float]]] | None = None, **opt
 
 
 def test_the_moving_average() -> None:
-    learner = learner_of(averaging=0.5)
+    learner = learner_of(averaging=0.75)
     assert learner.averaged is not None and learner.result is learner.averaged
     assert not any(part.requires_grad for part in learner.averaged.parameters())
     expected = 0.0
-    # After step t the decay is min(0.5, (1 + t) / (10 + t)): 2/11, 3/12, .., and one half from the eighth step on.
+    # After step t the decay is min(0.75, (1 + t) / (3 + t)): 2/4, 3/5, .., and three quarters from the fifth step on.
     for step, weight in enumerate((1.0, 2.0, -4.0, 8.0, 0.0, 3.0, 1.0, 5.0, 7.0, 7.0), start=1):
         learner.model.weight.data.fill_(weight)  # type: ignore[union-attr]
         learner.average(step)
-        decay = min(0.5, (1 + step) / (10 + step))
+        decay = min(0.75, (1 + step) / (3 + step))
         expected = decay * expected + (1 - decay) * weight
         assert float(learner.averaged.weight) == pytest.approx(expected)  # type: ignore[arg-type]
-    assert min(0.5, (1 + 8) / (10 + 8)) == 0.5
+    assert (1 + 5) / (3 + 5) == 0.75
     assert float(learner.model.weight) == 7.0  # type: ignore[arg-type]
 
 

@@ -160,6 +160,11 @@ def test_diagnostics_by_hand():
     chosen = situation.features_QX[:, 0] > 0
     biased = Log.of(chosen.astype(int), np.zeros(len(log)), np.full((len(log), 2), 0.5))
     assert balance(biased, situation.features_QX, 1)[0] > 0.5
+    # Who could not have had the action is no part of whom it is compared with.
+    limited_QA = np.where(chosen[:, None], 0.5, [[1.0, 0.0]])
+    drawn_Q = np.random.default_rng(0).integers(0, 2, len(log)) * chosen
+    fair = Log.of(drawn_Q, np.zeros(len(log)), limited_QA, eligible_QA=limited_QA > 0)
+    assert np.abs(balance(fair, situation.features_QX, 1)).max() < 0.1
     figure = overlap_figure(log, {"greedy": Greedy().probabilities(situation)})
     assert figure.axes[0].get_legend() is not None
 

@@ -49,6 +49,16 @@ def fitted(**options) -> tuple:
     return store, fit_vocabulary(store, at(20), journeys, **options)
 
 
+def test_scales_by_blocks_of_questions_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(0, num_customers=40)
+    journeys = np.arange(store.num_customers)
+    train = panel(store, Windows("2017-04-01", "2017-04-20", (3,)), known_until=at(40), journeys=journeys)
+    whole = Vocabulary.fit(store, train, journeys=journeys, until=at(40))
+    monkeypatch.setattr("constellation.journeys.vocabulary.SCALED_AT_ONCE", 7)
+    assert len(train) > 14
+    assert Vocabulary.fit(store, train, journeys=journeys, until=at(40)).to_json() == whole.to_json()
+
+
 def test_scales_of_a_large_panel_come_from_some_of_its_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     store = random_store(0, num_customers=40)
     journeys = np.arange(store.num_customers)

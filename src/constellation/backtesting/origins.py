@@ -12,13 +12,10 @@ import numpy as np
 from constellation.errors import InputError
 from constellation.journeys.derived_windows import settle
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
-from constellation.journeys.windows import CLOCK_CHANGE, Windows, format_time, parse_cutoff
+from constellation.journeys.windows import CLOCK_CHANGE, TAUGHT_SHARE, Windows, format_time, parse_cutoff
 
 MONTH_GRACE_DAYS = 3
 """Months are 28 to 31 days long, so a quarter that ends with a month may lack so many days of three times 30."""
-
-TAUGHT_SHARE = 0.25
-"""A horizon can be learned where training cutoffs spread over this share of it: on fewer days everybody is new."""
 
 
 @dataclass(frozen=True)

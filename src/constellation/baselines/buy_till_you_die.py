@@ -94,7 +94,7 @@ class BuyTillYouDie(Baseline):
         self, store: Store, vocabulary: Vocabulary, train: Queries, *, until: Until, val: Queries | None = None
     ) -> None:
         """Maximum likelihood."""
-        from constellation.journeys.windows import ask, until_of
+        from constellation.journeys.questions import ask, until_of
 
         self.log_parameters: np.ndarray | None = None
         self.spend: GammaGamma | None = None

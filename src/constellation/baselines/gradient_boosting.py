@@ -99,6 +99,9 @@ class GradientBoosting(Baseline):
             observed_Q = train.observed_QK[:, horizon]
             if not observed_Q.any():
                 continue
+            # Known elsewhere, but not where this horizon was observed: a constant, on which no tree splits.
+            observed_QF = features_QF[observed_Q]
+            observed_QF[:, np.isnan(observed_QF).all(axis=0)] = 0.0
             observed_val_Q = np.zeros(0, dtype=bool) if val is None else val.observed_QK[:, horizon]
             for target in ("value", "purchases"):
                 y_Q = _answers(train, target)[observed_Q, horizon]
@@ -111,11 +114,11 @@ class GradientBoosting(Baseline):
                 for part, booster in self._parts(settings).items():
                     key = (f"{target}_{days}d", part)
                     if val is not None and val_features_QF is not None and observed_val_Q.any():
-                        booster.fit(features_QF[observed_Q], y_Q, self.max_trees)
+                        booster.fit(observed_QF, y_Q, self.max_trees)
                         val_y_Q = _answers(val, target)[observed_val_Q, horizon]
                         self.chosen_trees[key] = booster.keep_best(val_features_QF[observed_val_Q], val_y_Q)
                     else:
-                        booster.fit(features_QF[observed_Q], y_Q, self.chosen_trees.get(key, self.num_trees))
+                        booster.fit(observed_QF, y_Q, self.chosen_trees.get(key, self.num_trees))
                     self.boosters[key] = booster
 
     def predict(self, store: Store, queries: Queries, levels: np.ndarray) -> Predictions:

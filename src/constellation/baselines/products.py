@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from constellation.baselines.baseline import Baseline
+from constellation.journeys.questions import until_of
 from constellation.journeys.vocabulary import FIRST_KNOWN, ragged_arange
-from constellation.journeys.windows import until_of
 from constellation.schema import PRODUCT
 
 if TYPE_CHECKING:

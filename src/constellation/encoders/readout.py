@@ -32,6 +32,8 @@ class Readout(nn.Module):
     calendar, and at a later cutoff they stand for dates that training has not seen; rates and windows say the same and
     do not drift.
     use_state, use_aggregates, use_elapsed, use_calendar, use_attributes: leave a part out, to learn what it is worth.
+    Asked with ``None`` for the states it leaves them out, with the same weights (``ValuePooled``);
+    ``reads_beside_state`` says whether something that tells customers apart is left then: a weekday does not.
     hidden: width of the MLP's inner layer over ``width``.
     """
 
@@ -69,7 +71,10 @@ class Readout(nn.Module):
         self.attributes_numeric = vocabulary.attributes_numeric if use_attributes else []
         self.use_state, self.use_calendar, self.use_elapsed = use_state, use_calendar, use_elapsed
         self.use_aggregates = use_aggregates and num_aggregates > 0
-        if not (use_state or self.use_aggregates or use_elapsed or use_calendar or use_attributes):
+        beside = self.use_aggregates or use_elapsed or use_calendar or use_attributes
+        has_attributes = bool(self.attributes or self.attributes_numeric)
+        self.reads_beside_state = use_state and (self.use_aggregates or use_elapsed or has_attributes)
+        if not (use_state or beside):
             raise InputError("The readout has nothing to read: leave at least one of its use_... flags true.")
         if use_state:
             self.start_state_D = nn.Parameter(torch.randn(state_width) * EMBEDDING_STD)
@@ -101,11 +106,11 @@ class Readout(nn.Module):
         self.newcomer_attributes = nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.newcomer_attributes.weight)
 
-    def forward(self, states_ND: Tensor, batch: JourneyBatch) -> Tensor:
-        """Readout [Q, width]."""
+    def forward(self, states_ND: Tensor | None, batch: JourneyBatch) -> Tensor:
+        """Readout [Q, width]; without states, of all that is read beside them."""
         readout_QD = self.bias_D.expand(len(batch.cutoff_Q), -1)
         newcomer_QD = self.newcomer_D.expand(len(batch.cutoff_Q), -1)
-        if self.use_state:
+        if self.use_state and states_ND is not None:
             # The start state stands in row 0, so last_event -1 finds it and a batch without events still works.
             rows = torch.cat([self.start_state_D.to(states_ND.dtype).unsqueeze(0), states_ND])
             state_QD = self.from_state(rows[batch.last_event_Q + 1])

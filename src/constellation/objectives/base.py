@@ -66,6 +66,9 @@ class Objective(nn.Module):
     def connect(self, encoder: nn.Module) -> None:
         """Called once the model is whole, for objectives that share weights with the encoder; others need nothing."""
 
+    def connect_readout(self, readout: nn.Module) -> None:
+        """Called once the model is whole, for objectives that ask the readout anew; others need nothing."""
+
     def loss(self, states_ND: Tensor, readout_QD: Tensor, batch: JourneyBatch) -> Loss:
         raise NotImplementedError(f"{type(self).__name__} has no loss.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from constellation.journeys.vocabulary import Vocabulary
 
 MAX_LOG_MEAN = 7.0
-"""Expected money is capped at e^7 (1,100) times the training mean."""
+"""Expected money is capped at e^7 (1,100) times the training mean, or further up where a customer has spent more."""
+
+HIGHEST_OVER_SEEN = 2.0
+"""No quantile lies beyond so many times the highest money of training: a tail that is straight in logs, read off a
+customer as large as no other, soon ends in billions."""
 
 
 class Value(Objective):
@@ -39,6 +44,7 @@ class Value(Objective):
     location_K: Tensor
     scale_K: Tensor
     mean_K: Tensor
+    highest_K: Tensor
 
     def __init__(
         self,
@@ -64,6 +70,8 @@ class Value(Objective):
         start = _Start.of(vocabulary, num_horizons)
         for part in ("location_K", "scale_K", "mean_K"):
             self.register_buffer(part, getattr(start, part))
+        self.register_buffer("highest_K", start.highest_K, persistent=False)
+        self.most_log_mean = start.most_log_mean
         if family.keeps_scale:
             self.scale_K.fill_(1.0)
         # Per horizon: logit of buying, log expected money, log expected purchases, log dispersion, then the family's.
@@ -93,7 +101,7 @@ class Value(Objective):
         money_QK = self.family.loss(logit_QK, raw_QKP, positive_QK, u_QK)
         # Both sides over the first horizon's training mean, so the term does not depend on the currency.
         relative_QK = value_QK / self.mean_K[0]
-        expected_QK = poisson_deviance(log_mean_QK.clamp(max=MAX_LOG_MEAN), relative_QK) * (
+        expected_QK = poisson_deviance(log_mean_QK.clamp(max=self.most_log_mean), relative_QK) * (
             self.mean_K[0] / self.mean_K
         )
         count_QK = -NegativeBinomial(log_purchases_QK, log_dispersion_QK).log_likelihood(purchases_QK)
@@ -116,12 +124,11 @@ class Value(Objective):
     def predict(self, readout_QD: Tensor, batch: JourneyBatch, levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
         """``value_<h>d_*`` in money and ``purchases_<h>d_*``: expected, p_zero [Q] and quantiles [Q, L]."""
         logit_QK, log_mean_QK, log_purchases_QK, log_dispersion_QK, raw_QKP = self._parts(readout_QD)
-        expected_QK = log_mean_QK.clamp(max=MAX_LOG_MEAN).exp() * self.mean_K[0]
+        expected_QK = log_mean_QK.clamp(max=self.most_log_mean).exp() * self.mean_K[0]
         p_zero_QK = torch.sigmoid(-logit_QK)
         u_QKL = self.family.quantile(logit_QK, raw_QKP, levels)
         log_QKL = u_QKL * self.scale_K.unsqueeze(-1) + self.location_K.unsqueeze(-1)
-        highest_K = self.mean_K.log() + 2 * MAX_LOG_MEAN
-        quantiles_QKL = torch.minimum(log_QKL, highest_K.unsqueeze(-1)).exp()
+        quantiles_QKL = torch.minimum(log_QKL, self.highest_K.log().unsqueeze(-1)).exp()
         answers: dict[str, Tensor] = {}
         for place, days in enumerate(self.horizons_days):
             count = NegativeBinomial(log_purchases_QK[:, place], log_dispersion_QK[:, place])
@@ -150,6 +157,11 @@ class _Start:
         self.location_K = column(money["log_mean"], -float("inf"))
         self.scale_K = column(money["log_std"], 0.05)
         self.mean_K = column(money["mean"], 1e-6)
+        self.highest_K, self.most_log_mean = self.mean_K * math.exp(2 * MAX_LOG_MEAN), MAX_LOG_MEAN
+        if "highest" in money:  # vocabularies of before do not say it, nor does a horizon without labels
+            seen_K = HIGHEST_OVER_SEEN * column(money["highest"], 0.0)
+            self.most_log_mean = max(MAX_LOG_MEAN, float((seen_K.max() / self.mean_K[0]).log()))
+            self.highest_K = torch.where(seen_K > 0, seen_K, self.highest_K).cummax(0).values
         self.logit_K = ordered_start(torch.logit(1 - column(money["p_zero"], 1e-3, 1 - 1e-3)))
         self.log_mean_K = ordered_start((self.mean_K / self.mean_K[0]).log())
         self.log_purchases_K = ordered_start(column(purchases["mean"], 1e-3).log())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from constellation.distributions.levels import as_levels
 from constellation.distributions.pools import Evidence, pool_quantiles
@@ -49,6 +49,11 @@ class ValuePooled(Objective):
     Expected values have shares of their own, learned from how the two rank customers (``Evidence.of_ranks``) and drawn
     to those of the distributions: who tells customers apart best need not know best how far each may stray.
 
+    What the encoder's states say of customers it says well of those it has learned from, and few customers teach it to
+    know them one by one. ``heads_read_state`` and ``process_read_state`` false: that part reads what the same readout
+    says without the states (aggregates, silence, calendar, attributes); figures in experiments/0012. Where the readout
+    knows nothing but states, both read them.
+
     A horizon that no label teaches is answered by the process alone; so this objective answers every horizon. Longer
     horizons never fall below shorter ones.
 
@@ -81,6 +86,8 @@ class ValuePooled(Objective):
         discount_rate: float = 0.1,
         lifetime_years: float = 5.0,
         share: float = 0.5,
+        heads_read_state: bool = True,
+        process_read_state: bool = True,
     ) -> None:
         super().__init__(horizons_days=horizons_days, weight=weight)
         if not 0 <= share <= 1:
@@ -96,6 +103,8 @@ class ValuePooled(Objective):
             lifetime_years=lifetime_years,
         )
         self.process_weight, self.start_share = process_weight, float(share)
+        self.heads_read_state, self.process_read_state = heads_read_state, process_read_state
+        self.readouts: tuple[nn.Module, ...] = ()
         self.register_buffer("share_T", torch.full((len(KINDS),), self.start_share))
         self.register_buffer("mean_share_T", torch.full((len(KINDS),), self.start_share))
         self.register_buffer("taught_K", torch.ones(len(self.horizons_days), dtype=torch.bool))
@@ -104,16 +113,30 @@ class ValuePooled(Objective):
         """Only these horizons have labels enough to learn from; the process answers the others."""
         self.taught_K.copy_(torch.tensor([days in horizons_days for days in self.horizons_days]))
 
+    def connect_readout(self, readout: nn.Module) -> None:
+        """Keep the model's readout, in a tuple, so that its weights do not count as this objective's too."""
+        self.readouts = (readout,) if getattr(readout, "reads_beside_state", False) else ()
+
+    def _read(self, readout_QD: Tensor, batch: JourneyBatch) -> tuple[Tensor, Tensor]:
+        """What the heads read and what the process reads, [Q, D] each."""
+        read_state = (self.heads_read_state, self.process_read_state)
+        if all(read_state) or not self.readouts:
+            return readout_QD, readout_QD
+        without_QD = self.readouts[0](None, batch)
+        heads_QD, process_QD = (readout_QD if reads else without_QD for reads in read_state)
+        return heads_QD, process_QD
+
     def loss(self, states_ND: Tensor, readout_QD: Tensor, batch: JourneyBatch) -> Loss:
         """The heads' mean over what was seen of taught horizons, and the process's mean over what was watched."""
         assert batch.targets is not None
+        heads_QD, process_QD = self._read(readout_QD, batch)
         observed_QK = batch.targets.observed_QK
         batch.targets.observed_QK = observed_QK & self.taught_K
         try:
-            heads = self.heads.loss(states_ND, readout_QD, batch)
+            heads = self.heads.loss(states_ND, heads_QD, batch)
         finally:
             batch.targets.observed_QK = observed_QK
-        process = self.process.loss(states_ND, readout_QD, batch)
+        process = self.process.loss(states_ND, process_QD, batch)
         # Both sums over one count, so that ranks can be added up.
         per_head = process.count / heads.count.clamp(min=1)
         return Loss(
@@ -125,7 +148,8 @@ class ValuePooled(Objective):
     def predict(self, readout_QD: Tensor, batch: JourneyBatch, levels: Sequence[float] | Tensor) -> dict[str, Tensor]:
         """What ``value`` answers, pooled; with ``p_alive`` and ``value_lifetime_expected`` of the process."""
         members_L = (torch.arange(NUM_MEMBERS, device=readout_QD.device, dtype=torch.float64) + 0.5) / NUM_MEMBERS
-        parts = [part.predict(readout_QD, batch, members_L) for part in (self.heads, self.process)]
+        read = zip((self.heads, self.process), self._read(readout_QD, batch), strict=True)
+        parts = [part.predict(part_QD, batch, members_L) for part, part_QD in read]
         answers = {name: parts[1][name] for name in ("value_lifetime_expected", "p_alive")}
         for kind, shares in zip(KINDS, torch.stack([self.share_T, self.mean_share_T], dim=1), strict=True):
             shorter: dict[str, Tensor] = {}

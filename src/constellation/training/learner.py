@@ -82,8 +82,9 @@ class Learner(L.LightningModule):
     def average(self, step: int) -> None:
         """Move the average towards the weights after ``step`` steps."""
         if self.averaged is not None:
-            # The start counts for little: at step t the decay is at most (1 + t) / (10 + t).
-            decay = min(self.averaging, (1 + step) / (10 + step))
+            # The start counts for little: at step t the average reaches back over half of them. Over a ninth, totals
+            # of few customers spread twice as far from seed to seed.
+            decay = min(self.averaging, (1 + step) / (3 + step))
             torch._foreach_lerp_(*self._weights(self.averaged), 1 - decay)
 
     def _weights(self, averaged: JourneyModel) -> tuple[list[Tensor], list[Tensor]]:
@@ -91,10 +92,10 @@ class Learner(L.LightningModule):
         takes a small model as long as its optimizer's step."""
         if self._whole_weights is not None:
             return self._whole_weights
-        slow, quick = ([local(part) for part in model.parameters()] for model in (averaged, self.model))
-        if not self.is_sharded:
-            self._whole_weights = slow, quick
-        return slow, quick
+        if self.is_sharded:
+            return [local(part) for part in averaged.parameters()], [local(part) for part in self.model.parameters()]
+        self._whole_weights = list(averaged.parameters()), list(self.model.parameters())
+        return self._whole_weights
 
     def training_step(self, batch: JourneyBatch, batch_index: int) -> Tensor:
         with products_in(self.products), compiled(self.is_compiled):

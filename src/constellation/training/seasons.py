@@ -2,7 +2,8 @@
 
 Windows of weeks and months know no time of year, and a network that reads the date would take each past cutoff for a
 season of its own. So the season is learned after the training: where the model's totals missed alike at the same time
-of two years, they are expected to miss so again (the seasonal naive forecast, of the model's own error).
+of two years, they are expected to miss so again (the seasonal naive forecast, of the model's own error). What drifts
+over the years is no season and is taken off first, by what two times a year apart differ in: a season cancels there.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ def learn_season(
             target = f"{kind}_{days}d"
             if target not in expected:
                 continue
-            totals = (
+            realised_T, expected_T = (
                 np.bincount(slot_Q[seen_Q], weights=values_Q[seen_Q], minlength=NUM_SLOTS)
                 for values_Q in (realised_QK[:, column], expected[target])
             )
-            log_ratio_T = log_ratios(*totals)
+            drift = yearly_drift(log_ratios(realised_T, expected_T))
+            log_ratio_T = log_ratios(realised_T * np.exp(drift * np.arange(NUM_SLOTS) / SLOTS_OF_A_YEAR), expected_T)
             believed = facts[f"season_{target}"] = belief(log_ratio_T, days)
             if believed > 0:
                 model.season.learn(until, target, torch.from_numpy(log_ratio_T), believed)
@@ -81,6 +83,17 @@ def log_ratios(realised_T: np.ndarray, expected_T: np.ndarray) -> np.ndarray:
     if known_T.any():
         log_ratio_T[known_T] = np.log(realised_P / expected_P) - np.log(realised_P.sum() / expected_P.sum())
     return log_ratio_T
+
+
+def yearly_drift(log_ratio_T: np.ndarray) -> float:
+    """By how much log ratios rise in a year, whatever the season: the mean difference from the same time a year before.
+
+    log_ratio_T: every ``STEP_DAYS``, newest first, NaN where unknown; 0 where no two are a year apart. A straight line
+    is all that is taken off: bends and steps come out of it with the years at odds, which no season is read from.
+    """
+    rise_P = log_ratio_T[:-SLOTS_OF_A_YEAR] - log_ratio_T[SLOTS_OF_A_YEAR:]
+    known_P = np.isfinite(rise_P)
+    return float(rise_P[known_P].mean()) if known_P.any() else 0.0
 
 
 def belief(log_ratio_T: np.ndarray, horizon_days: int) -> float:
