@@ -16,8 +16,15 @@ LEAST_VARIANCE = 1e-4
 LEAST_ODDS = 0.01
 """Against the best action; below them none is taken. A softmax never quite lets go of what it has found to be worse."""
 
+BIAS_RIDGE = 1e-5
+"""On the bias row, whatever the other rows pay. A softmax that is one action for everybody has no slope to leave it by;
+this price keeps logits finite, and odds still reach LEAST_ODDS where two actions differ by .005 of the unit."""
+
+START_SPREAD = 3.0
+"""Between the greatest and the least mean logit where more rows are begun with: odds of 1 in 20 for the worst."""
 
 CHUNK_ROWS = 131_072
+CACHED_ROWS = 8192
 COARSE_ROWS, COARSER = 20_000, 8
 """A first part of the rows is one in ``COARSER`` (or in its square, and so on), but no fewer than ``COARSE_ROWS``."""
 
@@ -87,9 +94,9 @@ class DoublyRobustLearned(Policy):
             halves_Q = np.random.default_rng(self.seed).integers(0, 2, int(customer_Q.max()) + 1)[customer_Q] == 0
             value_RQ = np.zeros((len(self.ridges), len(scores_QA)))
             for half_Q in (halves_Q, ~halves_Q):
-                theta, own, other = None, ground.take(half_Q), ground.take(~half_Q)
-                for place, tried in enumerate(self.ridges):  # from strong to weak, each from where the last one ended
-                    theta = self._learn(own, tried, theta)
+                own, other = ground.take(half_Q), ground.take(~half_Q)
+                for place, tried in enumerate(self.ridges):
+                    theta = self._learn(own, tried)
                     target_QA = _policy(other.design_QX, theta, other.eligible_QA)
                     value_RQ[place, ~half_Q] = (target_QA * other.scores_QA).sum(axis=1)
             ridge = self.ridges[_strongest(value_RQ, customer_Q)]
@@ -127,52 +134,104 @@ class DoublyRobustLearned(Policy):
             design_QX[:, 1 + place] = np.clip(scaled_Q, -MAX_STANDARD, MAX_STANDARD)
         return design_QX
 
-    def _learn(self, ground: _Ground, ridge: float, start_XA: np.ndarray | None = None) -> np.ndarray:
-        """Of many rows a few first, evenly taken: from where those end, few passes over all rows are left."""
+    def _learn(self, ground: _Ground, ridge: float) -> np.ndarray:
+        """From equal chances, where every action's slope is alive: a penalty that starts where a stronger one ended
+        starts at one action for everybody. Of many rows a few first, evenly taken: from where those end, tempered for
+        the same reason, few passes over all rows are left."""
         scores_QA = ground.scores_QA
         unit = max(float(scores_QA.mean(axis=0).std()), float(scores_QA.std()) / np.sqrt(len(scores_QA)), 1e-12)
-        shape = (ground.design_QX.shape[1], scores_QA.shape[1])
-        theta_XA = np.zeros(shape) if start_XA is None else start_XA
+        theta_XA = np.zeros((ground.design_QX.shape[1], scores_QA.shape[1]))
         steps = [1]
         while len(scores_QA) // (steps[0] * COARSER) >= COARSE_ROWS:
             steps.insert(0, steps[0] * COARSER)
         for step in steps:
-            theta_XA = self._descend(ground.take(slice(None, None, step)), ridge, theta_XA, unit, len(scores_QA))
+            part = ground.take(slice(None, None, step))
+            theta_XA = self._descend(part, ridge, _tempered(theta_XA), unit, len(scores_QA))
         return theta_XA
 
     def _descend(self, ground: _Ground, ridge: float, start_XA: np.ndarray, unit: float, num: int) -> np.ndarray:
         """num: decisions that the value is an average of, who may be more than those here."""
-        import torch
+        from scipy.optimize import minimize
 
-        scores_QA = ground.scores_QA
-        centred = (scores_QA - scores_QA.mean(axis=1, keepdims=True)) / unit
-        design, gain = torch.from_numpy(np.ascontiguousarray(ground.design_QX)), torch.from_numpy(centred).float()
-        closed = torch.from_numpy(~ground.eligible_QA)
-        logged = torch.from_numpy(ground.logging_QA).float().clamp(min=1e-6).log() if self.logging > 0 else None
-        theta = torch.from_numpy(start_XA).float().requires_grad_()
-        # In units of what the actions differ by, so a millionth is nothing; the default goes on for all its steps.
-        optimizer = torch.optim.LBFGS(
-            [theta], max_iter=self.num_steps, tolerance_grad=1e-5, tolerance_change=1e-6, line_search_fn="strong_wolfe"
-        )
+        sums = _Sums(ground, unit, with_logging=self.logging > 0)
+        ridge_X1 = np.full((len(start_XA), 1), ridge)
+        ridge_X1[0] = BIAS_RIDGE  # the bias row is the constant policy, which a penalty must hardly stand against
 
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            log_pi = (design @ theta).masked_fill(closed, -torch.inf).log_softmax(dim=1)
-            pi = log_pi.exp()
-            value = (pi * gain).sum(dim=1)
-            # The bias term is the constant policy, which a penalty must not stand against.
-            loss = -value.mean() + ridge * theta[1:].square().sum()
+        def loss_and_slope(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            theta_XA = flat.reshape(start_XA.shape)
+            found = sums.at(theta_XA)
             # At the start all actions are as likely and every value is 0: the root needs a slope there.
-            spread = (value - value.mean()).square().mean() + LEAST_VARIANCE
-            loss = loss + self.variance * (spread / num).sqrt()
-            if logged is not None:
-                divergence = torch.where(pi > 0, pi * (log_pi.clamp(min=-60.0) - logged), torch.zeros_like(pi))
-                loss = loss + self.logging * divergence.sum(dim=1).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
+            root = np.sqrt((max(found.square - found.value**2, 0.0) + LEAST_VARIANCE) / num)
+            loss = -found.value + self.variance * root + self.logging * found.divergence
+            slope_XA = self.variance / (num * root) * (found.square_XA - found.value * found.value_XA) - found.value_XA
+            slope_XA += self.logging * found.divergence_XA + 2 * ridge_X1 * theta_XA
+            return float(loss + (ridge_X1 * theta_XA**2).sum()), slope_XA.ravel()
 
-        optimizer.step(closure)
-        return theta.detach().numpy().astype(np.float64)
+        # In units of what the actions differ by, so a ten-millionth is nothing.
+        options = {"maxiter": self.num_steps, "ftol": 1e-7, "gtol": 1e-5}
+        ended = minimize(loss_and_slope, start_XA.ravel(), jac=True, method="L-BFGS-B", options=options)
+        return np.asarray(ended.x).reshape(start_XA.shape)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Means over the rows: of the value, half of the slope of its square, of KL(pi | logging), and their slopes."""
+
+    value: float
+    square: float
+    divergence: float
+    value_XA: np.ndarray
+    square_XA: np.ndarray
+    divergence_XA: np.ndarray
+
+
+class _Sums:
+    """The loss's parts at a theta, in one pass over rows that fit the cache; actions lie first, for sums over them."""
+
+    def __init__(self, ground: _Ground, unit: float, *, with_logging: bool) -> None:
+        self.design_QX = np.ascontiguousarray(ground.design_QX)
+        scores_QA = ground.scores_QA
+        self.gain_AQ = np.ascontiguousarray(((scores_QA - scores_QA.mean(axis=1, keepdims=True)) / unit).T, np.float32)
+        self.closed_AQ = None if ground.eligible_QA.all() else np.ascontiguousarray(~ground.eligible_QA.T)
+        self.logged_AQ = None
+        if with_logging:
+            self.logged_AQ = np.log(np.clip(ground.logging_QA.T, 1e-6, None)).astype(np.float32)
+
+    def at(self, theta_XA: np.ndarray) -> _Found:
+        num_features, num_actions = theta_XA.shape
+        theta_AX = np.ascontiguousarray(theta_XA.T, np.float32)
+        value = square = divergence = 0.0
+        slopes_XS = np.zeros((num_features, 3 * num_actions))
+        for start in range(0, len(self.design_QX), CACHED_ROWS):
+            rows = slice(start, start + CACHED_ROWS)
+            design_QX, gain_AQ = self.design_QX[rows], self.gain_AQ[:, rows]
+            logit_AQ = theta_AX @ design_QX.T
+            if self.closed_AQ is not None:
+                logit_AQ[self.closed_AQ[:, rows]] = -np.inf
+            logit_AQ -= logit_AQ.max(axis=0)
+            pi_AQ = np.exp(logit_AQ)
+            whole_Q = pi_AQ.sum(axis=0)
+            pi_AQ /= whole_Q
+            value_Q = (pi_AQ * gain_AQ).sum(axis=0)
+            slope_AQ = pi_AQ * (gain_AQ - value_Q)
+            slopes = [slope_AQ, slope_AQ * value_Q]
+            value += float(value_Q.sum(dtype=np.float64))
+            square += float(np.square(value_Q, dtype=np.float64).sum())
+            if self.logged_AQ is not None:
+                ratio_AQ = np.where(pi_AQ > 0, logit_AQ - np.log(whole_Q) - self.logged_AQ[:, rows], 0.0)
+                divergence_Q = (pi_AQ * ratio_AQ).sum(axis=0)
+                divergence += float(divergence_Q.sum(dtype=np.float64))
+                slopes.append(pi_AQ * (ratio_AQ - divergence_Q))
+            stacked_SQ = np.concatenate(slopes)
+            slopes_XS[:, : len(stacked_SQ)] += (stacked_SQ @ design_QX).T
+        num = len(self.design_QX)
+        value_XA, square_XA, divergence_XA = np.split(slopes_XS / num, 3, axis=1)
+        return _Found(value / num, square / num, divergence / num, value_XA, square_XA, divergence_XA)
+
+
+def _tempered(theta_XA: np.ndarray) -> np.ndarray:
+    """The same choices with less certainty, so that no action's slope is gone; the bias row holds the mean logits."""
+    return theta_XA * min(1.0, START_SPREAD / max(float(np.ptp(theta_XA[0])), 1e-12))
 
 
 def _strongest(value_RQ: np.ndarray, customer_Q: np.ndarray) -> int:
