@@ -31,6 +31,11 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def threads() -> set[str]:
+    """Of this process."""
+    return {path.name for path in Path("/proc/self/task").iterdir()}
+
+
 def on_threads(num_threads: int, work: Callable[[], list[Tensor]]) -> list[Tensor]:
     torch.set_num_threads(num_threads)
     torch.manual_seed(7)  # of the masks
@@ -143,9 +148,20 @@ def test_the_threads_are_those_of_torch() -> None:
     layer, x, turn, offsets_B = a_layer(32, 2, 32)
     torch.set_num_threads(3)
     torch.ones(2**20).exp()  # torch starts its threads
-    before = {path.name for path in Path("/proc/self/task").iterdir()}
+    before = threads()
     whole_layer(x, turn, offsets_B, layer.weights(), layer.heads, 0.0)
-    assert {path.name for path in Path("/proc/self/task").iterdir()} <= before
+    assert threads() <= before
+
+
+def test_no_thread_ends_where_parts_are_fewer() -> None:
+    """Torch's next operation would have to start it anew: milliseconds, where there are many."""
+    torch.set_num_threads(4)
+    torch.ones(2**20).exp()
+    before, table = threads(), torch.randn(40, 32).requires_grad_()
+    out = embedding.embedded_events(table, torch.zeros(300, 1, dtype=torch.int64), [], None, None, None, 0.0)
+    out.sum().backward()  # in two parts
+    torch.ones(2**20).exp()
+    assert threads() >= before
 
 
 def test_without_threads_of_torch_one_is_enough_and_more_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

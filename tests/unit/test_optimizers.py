@@ -166,3 +166,21 @@ from lightning.fabric.wrappers import OptimizedModule
 print(sys.modules["torch._dynamo"] is before, OptimizedModule is torch._dynamo.OptimizedModule)
 """
     assert run(code).split() == ["True", "True"]
+
+
+def test_a_lightning_that_asks_for_a_part_of_the_compiler_gets_all_of_it() -> None:
+    code = """
+import builtins, sys
+plain = builtins.__import__
+def imports(name, *given):
+    if name == "torch._dynamo":
+        plain("torch._dynamo.eval_frame")
+    return plain(name, *given)
+builtins.__import__ = imports
+from constellation.training.lean import L
+builtins.__import__ = plain
+import torch._dynamo
+from lightning.fabric.wrappers import OptimizedModule
+print(L.Trainer.__name__, OptimizedModule is torch._dynamo.OptimizedModule)
+"""
+    assert run(code).split() == ["Trainer", "True"]

@@ -185,7 +185,8 @@ def call(function: Any, sizes: Sequence[int], *given: Any) -> None:
     Raises MemoryError, and IndexError for a code that is in no table.
     """
     threads = torch.get_num_threads()
-    team = Team(threads, starter() if threads > 1 else 0)
+    start = starter() if threads > 1 else 0
+    team = Team(threads if start else 1, start)  # torch may have got more threads since a kernel was found to fit
     found = function(ctypes.byref(team), (ctypes.c_int64 * len(sizes))(*sizes), *(_pointer(each) for each in given))
     if found == NO_SUCH_CODE:
         raise IndexError("A code lies beyond the table of embeddings.")

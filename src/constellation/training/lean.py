@@ -119,12 +119,24 @@ def _compiler_left_out() -> Iterator[None]:
             del sys.modules[COMPILER]
 
 
-_import_torchmetrics()
+def _import_lightning() -> None:
+    with _compiler_left_out():
+        try:
+            importlib.import_module("lightning")
+            return
+        except ImportError:  # of a module within the compiler, say, which the stand-in does not have
+            pass
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lightning"]:
+        del sys.modules[name]
+    importlib.import_module("lightning")
 
-with _compiler_left_out():
-    import lightning as L
-    from lightning.fabric.plugins import CheckpointIO
-    from lightning.fabric.plugins.environments import ClusterEnvironment
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+_import_torchmetrics()
+_import_lightning()
+
+import lightning as L  # noqa: E402
+from lightning.fabric.plugins import CheckpointIO  # noqa: E402
+from lightning.fabric.plugins.environments import ClusterEnvironment  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy  # noqa: E402
 
 __all__ = ["CheckpointIO", "ClusterEnvironment", "DDPStrategy", "L", "ModelParallelStrategy", "Strategy"]

@@ -158,7 +158,7 @@ extern "C" int softmax_total(const Team* team, const int64_t* sizes, const float
     const Output output(*team, embedding, bias, vocabulary);
     const long block_rows = vocabulary < LARGE ? FEW : MANY, blocks = (rows + block_rows - 1) / block_rows;
     const long bytes = output.size * (block_rows * sizeof(bf16) + WIDTH * sizeof(float));
-    const long parts = team->parts(std::min(blocks, std::max(MOST_BYTES / bytes, 1L)));
+    const long parts = team->parts(std::min(blocks, std::max(MOST_BYTES / std::max(bytes, 1L), 1L)));
     Sums sums({grad_embedding, grad_bias}, {output.size * WIDTH, output.size}, parts);
     const Sets sets{codes, offsets, shares, vocabulary};
     std::vector<double> totals(parts);

@@ -45,7 +45,9 @@ struct Team {
                 shared.failed = true;
             }
         };
-        start(run, &all, static_cast<unsigned>(std::min<long>(parts, size)), 0);
+        // All threads, even where parts are fewer: for a smaller team GNU's OpenMP ends the threads left over, and the
+        // next one has to start them anew (as torch says of its own loops: github.com/pytorch/pytorch/issues/32008).
+        start(run, &all, static_cast<unsigned>(size), 0);
         if (all.failed) throw std::bad_alloc();
     }
 };
