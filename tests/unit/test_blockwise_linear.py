@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,17 +9,9 @@ from torch.nn import functional
 
 from constellation.kernels import products
 from constellation.kernels.linear import takes
-from tests.unit.test_native import compiled, near
+from tests.unit.test_native import compiled, near, one_thread  # noqa: F401 - a fixture of every test here
 
 pytestmark = compiled
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def given(rows: int, width: int, out: int, bias: bool) -> list[Tensor]:

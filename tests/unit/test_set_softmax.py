@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,17 +9,9 @@ from torch import Tensor
 
 from constellation.kernels import products
 from constellation.kernels.cross_entropy import set_cross_entropy_total
-from tests.unit.test_native import compiled, near
+from tests.unit.test_native import compiled, near, one_thread  # noqa: F401 - a fixture of every test here
 
 NAMES = [products.FLOAT32, pytest.param(products.FUSED, marks=compiled)]
-
-
-@pytest.fixture(autouse=True)
-def threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Case:

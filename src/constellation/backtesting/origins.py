@@ -12,7 +12,7 @@ import numpy as np
 from constellation.errors import InputError
 from constellation.journeys.derived_windows import settle
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
-from constellation.journeys.windows import CLOCK_CHANGE, TAUGHT_SHARE, Windows, format_time, parse_cutoff
+from constellation.journeys.windows import CLOCK_CHANGE, Windows, can_teach, format_time, parse_cutoff
 
 MONTH_GRACE_DAYS = 3
 """Months are 28 to 31 days long, so a quarter that ends with a month may lack so many days of three times 30."""
@@ -90,8 +90,8 @@ def plan(
             raise InputError(
                 f"The origin {name} has no history: training may begin {format_time(first, zone)}. Choose later ones."
             )
-        trainable = [days for days in inside if history_days >= (1 + TAUGHT_SHARE) * days]
-        selectable = [days for days in trainable if history_days >= (2 + TAUGHT_SHARE) * days]
+        trainable = [days for days in inside if can_teach(history_days, days)]
+        selectable = [days for days in trainable if can_teach(history_days, days, num_held_out=1)]
         select_days = selectable[-1] if selectable else max(1, int(history_days / 4))
         learned = sorted({*trainable, *([] if selectable else [select_days])})
         planned.append(Origin(name, cutoff, tuple(inside), tuple(trainable), select_days, tuple(learned)))

@@ -10,8 +10,8 @@ from constellation.journeys.purchases import median_wait_days
 from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 from constellation.journeys.windows import (
     DERIVED,
-    TAUGHT_SHARE,
     Windows,
+    can_teach,
     format_time,
     latest_cutoff,
     latest_date,
@@ -67,7 +67,7 @@ def _select_days(windows: Windows, store: Store, *, test_follows: bool) -> int:
     history_days = (parse_cutoff(windows.test_cutoff, zone) - first) / MICROSECONDS_PER_DAY
     shortest = windows.horizons_days[0]
     for days in windows.horizons_days[:0:-1]:
-        if history_days >= (2 + TAUGHT_SHARE) * days:
+        if can_teach(history_days, days, num_held_out=1):
             return days
     needed_days = shortest + windows.least_room_days
     if history_days > needed_days:

@@ -19,6 +19,12 @@ from constellation.journeys.store import MICROSECONDS_PER_DAY, Store
 TAUGHT_SHARE = 0.25
 """A horizon can be learned where training cutoffs spread over this share of it: on fewer days everybody is new."""
 
+
+def can_teach(history_days: float, horizon_days: int, *, num_held_out: int = 0) -> bool:
+    """Whether a history holds labels enough of a horizon, beside so many whole ones kept to select on."""
+    return history_days >= (1 + num_held_out + TAUGHT_SHARE) * horizon_days
+
+
 DERIVED = "auto"
 """In place of a cutoff: derived from the span of the data, see ``journeys/derived_windows.py``."""
 
@@ -125,7 +131,7 @@ class Windows:
     def taught_days(self, store: Store, until: int) -> tuple[int, ...]:
         """The horizons that labels known by ``until``, microseconds UTC, can teach."""
         history_days = (until - self.earliest(store)) / MICROSECONDS_PER_DAY
-        return tuple(days for days in self.horizons_days if history_days >= (1 + TAUGHT_SHARE) * days)
+        return tuple(days for days in self.horizons_days if can_teach(history_days, days))
 
     def cutoffs(self, store: Store) -> tuple[int, int]:
         """Validation and test cutoff in microseconds, checked against each other and against the data."""

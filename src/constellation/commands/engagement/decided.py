@@ -134,9 +134,9 @@ def _take(decisions: Decisions, rows: np.ndarray) -> Decisions:
 
 
 def _folds(decisions: Decisions, store: Store, options: EngagementOptions, reward_days: float, seed: int) -> np.ndarray:
-    if options.test_from is None:
+    start = _judged_from(options, store)
+    if start is None:
         return person_folds(decisions.journey_Q, options.num_folds, seed)
-    start = parse_cutoff(options.test_from, store.schema.timezone)
     known_Q = decisions.time_Q + round(reward_days * MICROSECONDS_PER_DAY) <= start
     fold_Q = np.where(decisions.time_Q > start, 0, np.where(known_Q, TRAIN_ONLY, LEFT_OUT))
     for fold, what in {0: "after", TRAIN_ONLY: "whose reward was known by"}.items():
