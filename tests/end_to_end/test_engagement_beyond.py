@@ -182,6 +182,8 @@ def test_estimators_and_intervals_that_are_asked_for(here: Path, capsys: pytest.
         (("intervals=[empirical_bernstein]",), "needs reward_range"),
         (("intervals=[empirical_bernstein]", "reward_range=[0,1]"), "in the log they go from"),
         (("reward_range=[1,0]",), "least and the greatest"),
+        (("reward_range=5",), "least and the greatest"),
+        (("cutoff=2017-09-30",), "Leave cutoff out"),
         (("estimators=[mrdr]", "outcome=[ridge,gradient_boosting]"), "outcome must be one model"),
         (("sequence.estimators=[trajectory]",), "sequence.estimators must be among per_decision"),
     ],

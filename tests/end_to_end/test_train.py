@@ -328,6 +328,16 @@ def test_evaluate_at_another_cutoff_with_slices(trained: Trained, folder: Path) 
     assert "in-sample" in printed
 
 
+def test_what_is_asked_of_policies_is_refused_where_none_can_be_judged(
+    trained: Trained, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["intervals=[bootstrap,student]", "reward_range=[0,1]", "system=ridge"]
+    assert main(["evaluate", "run=one", *asked, "tracking=none", "output=refused"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "intervals=['bootstrap', 'student']" in said and "reward_range" in said and "system=ridge" in said
+    assert "objective=engagement" in said
+
+
 def test_evaluate_at_the_test_cutoff_repeats_the_run(trained: Trained, folder: Path) -> None:
     words = ["slices=[]", "baseline=[]", "num_resamples=20", "tracking=none", "output=again"]
     said_in(folder, "evaluate", "run=one", *words, pictures=True)

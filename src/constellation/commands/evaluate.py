@@ -63,6 +63,11 @@ def evaluate(
         from constellation.commands.engagement.judge import judge_policies
         from constellation.policies.asked import Asked
 
+        if cutoff is not None:
+            raise InputError(
+                f"cutoff is {cutoff}, but policies are judged by the decisions that the run itself kept for the test. "
+                "Leave cutoff out, or train with other windows."
+            )
         found = judge_policies(
             run, trained=trained, policy=policy or {}, system=system, num_resamples=num_resamples, sequence=sequence,
             outcome=outcome, asked=Asked(estimators or (), intervals or (), reward_range),
@@ -78,8 +83,7 @@ def evaluate(
             run.log_metrics(truth.numbers())
             found |= truth.numbers()
         return found
-    if world is not None:
-        raise InputError("world=... says what policies are truly worth: give a run of objective=engagement.")
+    _check_only_values(world=world, system=system, intervals=intervals, reward_range=reward_range, outcome=outcome)
     from constellation.assessment import Assessment, check_slices, meaningless_slices, slice_labels
     from constellation.bundle import Bundle, locate
     from constellation.journeys.prepare import prepare
@@ -135,6 +139,18 @@ def evaluate(
     report.figures(evaluation, split)
     evaluation.predictions().to_parquet(run.folder / "predictions.parquet")
     return dict(run.metrics)
+
+
+def _check_only_values(*, intervals: Sequence[str], **given: object) -> None:
+    """Raise InputError where something is asked that only runs with decisions can answer."""
+    if set(intervals) - {"bootstrap"}:
+        given["intervals"] = list(intervals)
+    asked = [f"{name}={value}" if isinstance(value, str | list) else name for name, value in given.items() if value]
+    if asked:
+        raise InputError(
+            f"{', '.join(asked)}: asked of policies, but this run has learned no decisions. Give a run of "
+            "objective=engagement, or leave it out."
+        )
 
 
 def _windows_at(

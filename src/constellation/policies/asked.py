@@ -32,6 +32,20 @@ BOOTSTRAP, STUDENT, BERNSTEIN, SEQUENCE = "bootstrap", "student", "empirical_ber
 INTERVALS = (BOOTSTRAP, STUDENT, BERNSTEIN, SEQUENCE)
 
 
+def _as_range(given: object) -> tuple[float, float]:
+    """Least and greatest, from whatever a person wrote."""
+    try:
+        low, high = (float(bound) for bound in given)  # type: ignore[attr-defined]
+        if low < high:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise InputError(
+        "reward_range must be the least and the greatest reward there can be, such as [0,1] for a response; "
+        f"found {given}."
+    )
+
+
 @dataclass(frozen=True)
 class Asked:
     """estimators, intervals: names of ``ESTIMATORS`` and ``INTERVALS``; the bootstrap is always among the intervals.
@@ -49,13 +63,7 @@ class Asked:
         for name, known in (("estimators", ESTIMATORS), ("intervals", INTERVALS)):
             object.__setattr__(self, name, checked(getattr(self, name), known, name))
         if self.reward_range is not None:
-            given = tuple(float(bound) for bound in self.reward_range)
-            if len(given) != 2 or not given[0] < given[1]:
-                raise InputError(
-                    "reward_range must be the least and the greatest reward there can be, such as [0,1] for a "
-                    f"response; found {list(given)}."
-                )
-            object.__setattr__(self, "reward_range", given)
+            object.__setattr__(self, "reward_range", _as_range(self.reward_range))
         elif BERNSTEIN in self.intervals:
             raise InputError(
                 f"intervals={BERNSTEIN} needs reward_range, the least and the greatest reward there can be, known "
