@@ -17,6 +17,7 @@ from constellation.backtesting.figures import figures
 from constellation.backtesting.league import League
 from constellation.backtesting.model_system import ModelSystem
 from constellation.backtesting.origins import Origin, default_origins, independent_windows, plan
+from constellation.backtesting.printing import print_league
 from constellation.backtesting.scoring import Resamples, past_totals, score_cells
 from constellation.backtesting.systems import CROSS_FITTED, TIME_SLICE, Task
 from constellation.baselines.bgnbd import BgNbdGammaGamma
@@ -281,7 +282,7 @@ def score(bias: float = 0.0, crps: float = 1.0, samples: np.ndarray | None = Non
         {"bias_total": bias, "crps": crps, "total_coverage_90": float(abs(bias) < 0.1)},
         {"crps": samples, "bias_total": np.full(200, bias)},
         {"journey": np.arange(3), "realised": np.array([0.0, 1.0, 2.0]), "expected": np.array([0.5, 1.0, 1.5])},
-        {"num_customers": 3.0, "total_expected": 1 + bias, "total_realised": 1.0, "total_noise": 0.05, **facts},
+        {"num_customers": 30.0, "total_expected": 1 + bias, "total_realised": 1.0, "total_noise": 0.05, **facts},
     )
 
 
@@ -368,6 +369,24 @@ def test_a_winner_is_named_only_where_the_paired_interval_is_clear() -> None:
     assert two(together, together + noise(1, 0.01)).winner("value_30d", "crps") == "a"
     assert two(noise(0, 0.2), noise(1, 0.2)).winner("value_30d", "crps") is None
     assert two(together, together).winner("value_30d", "bias_total") is None
+
+
+@pytest.mark.parametrize(("num_customers", "winner"), [(1.0, None), (9.0, None), (10.0, "a")])
+def test_nobody_wins_among_a_handful_of_customers(num_customers: float, winner: str | None) -> None:
+    league = two(noise(0, 0.0), noise(0, 0.0))  # of one customer every resample is the same
+    for of in league.cells:
+        of.targets["value_30d"].facts["num_customers"] = num_customers
+    assert league.winner("value_30d", "crps") == winner
+
+
+def test_a_single_origin_has_no_spread_to_show(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [cell(system, "2020-01-31", score(crps=crps)) for system, crps in (("a", 1.25), ("b", 2.5))]
+    print_league(League(cells))
+    said = capsys.readouterr().out
+    assert "value_30d over 1 origin (2020-01-31)" in said and said.count("1.250") == 1 and "±" not in said
+    print_league(League([*cells, *(cell(system, "2020-02-29", score(crps=3.5)) for system in "ab")]))
+    said = capsys.readouterr().out
+    assert "value_30d over 2 origins" in said and said.count("3.500") == 2 and "±" in said
 
 
 def test_nobody_wins_who_was_not_everywhere() -> None:

@@ -187,6 +187,19 @@ def test_profile_counts_what_is_there(data: DataSet) -> None:
     assert "latest cutoff 2024-02-10" in text and "35 days without any event" in text
 
 
+def test_profile_tells_of_purchases_that_lack_their_amount() -> None:
+    table = frame().with_columns(
+        amount=pl.when(pl.col("product").list.first() == "milk").then(None).otherwise(pl.col("amount"))
+    )
+    facts = profile(store_from_frame(table, EventSchema()))
+    # ann's contact lacks an amount as well, but no contact has one; her milk is a purchase like her tea.
+    assert facts["without_amount"] == {"purchase": 1}
+    text = format_profile(facts)
+    assert re.search(r"without an amount +1 events of type purchase.*purchase_types: \[purchase\]", text)
+    declared = profile(store_from_frame(table, EventSchema(purchase_types=("purchase",))))
+    assert declared["without_amount"] == {} and "without an amount" not in format_profile(declared)
+
+
 @pytest.mark.parametrize("size", [0, 1, 5])
 def test_sparse_files_are_what_arrow_would_have_written(tmp_path: Path, size: int) -> None:
     generator = np.random.default_rng(size)

@@ -113,6 +113,19 @@ class TestTrainingBatches:
             begin = STORE.first_event_C[sampler.journeys[rows]]
             assert batch.time_N[batch.offsets_B[:-1]].tolist() == STORE.time_N[begin].tolist()
 
+    def test_passes_of_an_epoch_ask_each_journey_anew(self) -> None:
+        once, thrice = batches(seed=3), batches(seed=3, passes=3)
+        plan = thrice.plan()
+        assert sorted(np.concatenate(plan).tolist()) == sorted(3 * list(range(len(once.journeys))))
+        size = len(once.plan())
+        for left, right in zip(once, itertools.islice(thrice, size), strict=True):
+            assert set(left.time_N.tolist()) == set(right.time_N.tolist())  # the first pass has the same batches
+        asked = [np.concatenate([cutoff_RK[rows == 0] for rows, cutoff_RK in thrice.draws()])]
+        assert asked[0].shape == (3, 4) and len(np.unique(asked[0], axis=0)) == 3
+        resumed = batches(seed=3, passes=3)
+        for left, right in zip(thrice, resumed, strict=True):
+            assert_same_tensors(left, right)
+
     def test_nothing_after_known_until(self) -> None:
         for batch in batches():
             assert batch.time_N.max() <= KNOWN_UNTIL

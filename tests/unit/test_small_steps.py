@@ -27,10 +27,10 @@ from tests.unit.test_training import ADAM, OPTIONS, build
 
 
 class Batches:
-    """So many batches of so many events in all, of a shop with so many products."""
+    """So many batches, which go over so many events once or more often, of a shop with so many products."""
 
-    def __init__(self, num_batches: int, num_events: int, num_products: int) -> None:
-        self.num_batches, self.num_events = num_batches, num_events
+    def __init__(self, num_batches: int, num_events: int, num_products: int, passes: int = 1) -> None:
+        self.num_batches, self.num_events, self.passes = num_batches, num_events, passes
         self.gatherer = SimpleNamespace(vocabulary=SimpleNamespace(products=range(num_products)))
 
     def __len__(self) -> int:
@@ -50,6 +50,11 @@ class Batches:
 def test_small_steps_by_hand(num_batches: int, num_events: int, num_products: int, num_ranks: int, small: bool) -> None:
     batches: Any = Batches(num_batches, num_events, num_products)
     assert precision.has_small_steps(batches, num_ranks) is small
+
+
+def test_an_epoch_of_several_passes_has_the_steps_of_one() -> None:
+    batches: Any = Batches(30, 5_600, 0, passes=10)
+    assert not precision.has_small_steps(batches, 1)  # three steps a pass, of 1,867 events
 
 
 WHOLE, CAST = SimpleNamespace(has_whole_layers=True), SimpleNamespace(has_whole_layers=False)

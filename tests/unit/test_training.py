@@ -37,6 +37,7 @@ from tests.helpers import at, built_store, events_frame, random_attributes, rand
 WINDOWS = Windows("2017-04-01", "2017-04-15", (3, 10), holdout_share=0.25)
 OPTIONS = TrainingOptions(
     max_epochs=3,
+    passes=1,
     max_journeys=8,
     cutoffs_per_journey=2,
     windows_days=(2, 7),
@@ -130,6 +131,25 @@ def test_the_refit_takes_as_many_steps_as_the_best_epoch_had(tmp_path: Path, max
     assert [row["epoch"] for row in selection] == list(range(len(selection)))
     assert [row for phase, row in rows if phase == "refit"][-1]["step"] == steps[1]
     assert found.selected.history == selection
+
+
+def test_few_customers_are_gone_over_more_often_and_the_refit_keeps_how_often(tmp_path: Path) -> None:
+    options = replace(OPTIONS, max_epochs=1, passes="auto", max_journeys=2)
+    splits = Splits(STORE, WINDOWS)
+    splits.train_journeys = splits.train_journeys[:10]
+    gatherer = Gatherer(STORE, fit_vocabulary(splits, options, splits.select_panel, splits.select_until))
+    once = training_batches(gatherer, splits, splits.select_until, replace(options, passes=1), 0)
+    assert len(once) == 5 and once.passes == 1
+    found = select_then_refit(splits, build, ADAM, options, tmp_path, seed=0, report=lambda phase, row: None)
+    assert found.passes == 13 and found.facts()["train/passes_per_epoch"] == 13.0  # 13 times 5 is the first over 64
+    assert found.selected.num_steps == found.refitted.num_steps == 65
+
+
+@pytest.mark.parametrize(("num_batches", "expected"), [(1, 16), (4, 16), (5, 13), (42, 2), (43, 1), (64, 1), (900, 1)])
+def test_an_epoch_has_steps_enough(num_batches: int, expected: int) -> None:
+    assert TrainingOptions().passes_of_an_epoch(num_batches) == expected
+    assert TrainingOptions(passes=3).passes_of_an_epoch(num_batches) == 3
+    assert TrainingOptions(cutoffs_per_journey=0).passes_of_an_epoch(num_batches) == 1  # it would ask the same again
 
 
 def test_patience_ends_the_selection(tmp_path: Path) -> None:
@@ -398,8 +418,11 @@ def test_only_trained_weights_reach_the_optimizer() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"max_epochs": 0}, r"training\.max_epochs must be at least 1, found 0"),
+        ({"max_epochs": 0}, r"training\.max_epochs must be a whole number, at least 1, found 0"),
         ({"patience": 0}, r"training\.patience"),
+        ({"passes": 0}, r"training\.passes must be a whole number, at least 1, found 0"),
+        ({"passes": 2.5}, r"training\.passes must be a whole number, at least 1, found 2\.5"),
+        ({"passes": "many"}, r"training\.passes must be a number or auto, found 'many'"),
         ({"max_tokens": -1}, r"training\.max_tokens"),
         ({"max_journeys": 0}, r"training\.max_journeys"),
         ({"max_events": 0}, r"training\.max_events"),

@@ -20,6 +20,9 @@ SPLIT = "backtest"
 JUDGED = ("crps", "mae", "rmse", "gini_normalised", "spearman", "decile_mape")
 """Metrics of which a winner may be named."""
 
+LEAST_CUSTOMERS = 10
+"""Resamples of fewer are much alike: a single customer's interval has no width at all."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -143,7 +146,10 @@ class League:
 
     def winner(self, target: str, metric: str) -> str | None:
         """The system that answers wherever anybody does and is better than every other, each beyond its paired 95 %
-        interval; None where two cannot be told apart, or nobody is everywhere."""
+        interval; None where two cannot be told apart, nobody is everywhere, or customers are too few to resample."""
+        present = [cell.targets[target] for cell in self.cells if target in cell.targets]
+        if min((float(score.facts.get("num_customers", math.inf)) for score in present), default=0) < LEAST_CUSTOMERS:
+            return None
         everywhere = set(self.origins(target))
         systems = self.systems(target)
         for system in systems:

@@ -17,6 +17,9 @@ SHOWN = (
     "bias_worst_abs", "coverage_90", "total_coverage_90",
 )  # fmt: skip
 
+HEADINGS = {"gini_normalised": "gini norm.", "bias_mean_abs": "bias abs", "bias_worst_abs": "bias worst"}
+"""Of columns whose names would be cut."""
+
 
 def plan_lines(origins: Sequence[Origin], systems: Sequence[System]) -> list[str]:
     """Origins with their horizons; those that models cannot be taught there stand in brackets."""
@@ -94,7 +97,7 @@ def print_league(league: League, targets: Sequence[str] | None = None) -> None:
         table.add_column("system", no_wrap=True)
         table.add_column("cells", justify="right")
         for metric in SHOWN:
-            table.add_column(metric.replace("_", " "), justify="right")
+            table.add_column(HEADINGS.get(metric, metric.replace("_", " ")), justify="right")
         lead = "crps" if any((target, system, "crps") in rows for system in systems) else "mae"
 
         def order(system: str, target: str = target, lead: str = lead) -> float:
@@ -116,8 +119,11 @@ def print_league(league: League, targets: Sequence[str] | None = None) -> None:
                     else ""
                 )
             table.add_row(*line)
-            table.add_row(*worst)
-        console.print(f"\n[bold]{target}[/bold] over {len(league.origins(target))} origins", highlight=False)
+            if len(league.origins(target)) > 1:  # one origin is its own worst, and has no spread
+                table.add_row(*worst)
+        number = len(league.origins(target))
+        over = f"{number} origins" if number > 1 else f"1 origin ({league.origins(target)[0]})"
+        console.print(f"\n[bold]{target}[/bold] over {over}", highlight=False)
         console.print(table)
         console.print(_verdict(league, target), highlight=False)
     console.print(

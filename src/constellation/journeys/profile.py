@@ -24,9 +24,11 @@ def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
 
     ``gap_days``: quantiles of the days between events of a customer (of the first ones where the store is large).
     ``longest_silence_days``: the longest run of days without a single event: a hole in the log.
-    ``known_amount_share``: of the purchases, those with an amount. ``attributes``: per attribute of the customers the
-    share of them it is known of, and of categories their number. ``horizons``: per horizon the latest cutoff (a local
-    date), customers at risk there, and the shares of them with zero net value, and without a purchase, in the horizon.
+    ``known_amount_share``: of the purchases, those with an amount. ``without_amount``: by event type how many events
+    have no amount, and so are no purchases, though others of their type are.
+    ``attributes``: per attribute of the customers the share of them it is known of, and of categories their number.
+    ``horizons``: per horizon the latest cutoff (a local date), customers at risk there, and the shares of them with
+    zero net value, and without a purchase, in the horizon.
     """
     manifest, zone = store.manifest, store.schema.timezone
     per_customer = np.diff(store.first_event_C)
@@ -61,6 +63,7 @@ def profile(store: Store, horizons_days: Sequence[int] = ()) -> dict[str, Any]:
         "num_purchases": int(store.purchase_sum_N[-1]),
         "purchases_are": purchases_in_words(store),
         **_amounts(store),
+        "without_amount": _without_amount(store),
         "horizons": {str(days): _horizon(store, days) for days in horizons_days},
     }
     return result
@@ -92,6 +95,12 @@ def format_profile(facts: dict[str, Any]) -> str:
         add("longest silence", f"{facts['longest_silence_days']} days without any event")
     if "num_purchases" in facts:
         add("purchases", _purchases_line(facts))
+    for name, count in facts.get("without_amount", {}).items():
+        add(
+            "without an amount",
+            f"{count:,} events of type {name}, which are not counted as purchases for want of an amount; if they are "
+            f"purchases, write purchase_types: [{name}] under schema",
+        )
     if facts.get("zero_amount_share") is not None:
         negative = f"; {facts['num_negative_amounts']:,} are negative" if facts["num_negative_amounts"] else ""
         add("zero amounts", f"{facts['zero_amount_share']:.1%} of the events that have an amount{negative}")
@@ -211,6 +220,20 @@ def _amounts(store: Store) -> dict[str, Any]:
         "num_negative_amounts": negative,
         "known_amount_share": bought / num_purchases if num_purchases else None,
     }
+
+
+def _without_amount(store: Store) -> dict[str, int]:
+    """By event type the events whose amount is missing, where an amount decides what a purchase is and others of the
+    type are purchases: a gap in the source would else make customers look less active than they were."""
+    if AMOUNT not in store.numeric or store.schema.purchase_types:
+        return {}
+    known = store.dictionaries[EVENT_TYPE]
+    bought, missing = np.zeros(len(known), dtype=np.int64), np.zeros(len(known), dtype=np.int64)
+    for part in _chunks(store):
+        codes, amounts = store.categorical[EVENT_TYPE][part], store.numeric[AMOUNT][part]
+        bought += np.bincount(codes[store.purchase_N[part]], minlength=len(known))
+        missing += np.bincount(codes[np.isnan(amounts)], minlength=len(known))
+    return {str(known[code]): int(missing[code]) for code in np.flatnonzero((bought > 0) & (missing > 0))}
 
 
 def _horizon(store: Store, days: int) -> dict[str, Any] | None:

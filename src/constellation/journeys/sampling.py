@@ -19,7 +19,7 @@ quarter needed 9 epochs for the validation CRPS that this one reaches in 5; atte
 
 LAST, DRAWN, PIECES = "last", "drawn", "pieces"
 """What of a journey of more than ``max_events`` events trains, where each event is asked for the next alone: its last,
-a stretch drawn for each epoch, or all, cut into pieces from its end."""
+a stretch drawn for each pass, or all, cut into pieces from its end."""
 LONG_JOURNEYS = (LAST, DRAWN, PIECES)
 
 
@@ -53,22 +53,23 @@ def token_budget_batches(
 class TrainingBatches:
     """Batches of one epoch after another, for journeys seen up to ``known_until`` (of each customer, where it differs).
 
-    Each journey comes with ``cutoffs_per_journey`` cutoffs drawn anew every epoch: day ends between its first event (or
-    ``earliest``, where that is later) and ``known_until`` less the shortest horizon. Longer horizons that do not fit
-    are censored. Deterministic in ``(seed, epoch)``, whatever was drawn before, so that a resumed run goes on with the
-    same batches.
+    Each journey comes with ``cutoffs_per_journey`` cutoffs drawn anew in every pass: day ends between its first event
+    (or ``earliest``, where that is later) and ``known_until`` less the shortest horizon. Longer horizons that do not
+    fit are censored. Deterministic in ``(seed, epoch)``, whatever was drawn before, so that a resumed run goes on with
+    the same batches.
 
     Without horizons (questions of what comes next, where perhaps only the order is known) the cutoffs are drawn from
     the journey's own events but the last. With ``cutoffs_per_journey=0`` a batch has Q = 0: every event's state is
     asked for the event that follows, and ``long_journeys`` says what trains of a journey of more than ``max_events``.
 
-    A journey of more than ``max_events`` events is cut at one cutoff drawn for the epoch, and all its questions are
+    A journey of more than ``max_events`` events is cut at one cutoff drawn for the pass, and all its questions are
     asked there: just what is gathered when the model is used. Its last events with cutoffs before them would instead
     tell the model, by the state that is missing, how much the customer did later.
 
     before_first_share: so many questions more, as a share of a batch's, about customers of whom nothing but attributes
     is known: cutoffs drawn from all day ends before a first event (or from all, where no event ever came), each as
     likely. Without attributes there is nobody to ask about.
+    passes: an epoch goes so often over the journeys, one pass after another, each with batches and cutoffs of its own.
     room_days: cutoffs leave at least so many days up to ``known_until``; null: the shortest horizon. With fewer, what
     learns from censored answers (times, buy-till-you-die) learns from a history shorter than any horizon.
     """
@@ -86,6 +87,7 @@ class TrainingBatches:
     before_first_share: float = 0.0
     room_days: int | None = None
     long_journeys: str = LAST
+    passes: int = 1
 
     def __post_init__(self) -> None:
         store = self.gatherer.store
@@ -156,7 +158,8 @@ class TrainingBatches:
         return self._plan(self._rng())
 
     def _plan(self, rng: np.random.Generator) -> list[np.ndarray]:
-        return token_budget_batches(self.lengths, max_tokens=self.max_tokens, max_journeys=self.max_journeys, rng=rng)
+        budget = {"max_tokens": self.max_tokens, "max_journeys": self.max_journeys}
+        return [rows for _ in range(self.passes) for rows in token_budget_batches(self.lengths, **budget, rng=rng)]
 
     def __len__(self) -> int:
         return len(self.plan())

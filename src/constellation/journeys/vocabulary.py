@@ -278,7 +278,7 @@ def _known(codes: np.ndarray, dictionary: list[str | None], min_count: int, most
 def _target_statistics(train: Queries) -> dict[str, dict[str, list[float]]]:
     """Per horizon, over observed training questions: what the heads start from."""
     value: dict[str, list[float]] = {"p_zero": [], "log_mean": [], "log_std": [], "mean": [], "highest": []}
-    purchases: dict[str, list[float]] = {"mean": [], "dispersion": []}
+    purchases: dict[str, list[float]] = {"mean": [], "dispersion": [], "highest": []}
     for column in range(len(train.horizons_days)):
         observed = train.observed_QK[:, column]
         money = np.maximum(train.value_QK[observed, column], 0.0)
@@ -293,5 +293,6 @@ def _target_statistics(train: Queries) -> dict[str, dict[str, list[float]]]:
         # Moments of the negative binomial: variance = mean + mean^2 / dispersion.
         excess = max(float(counts.var()) - mean, 1e-3 * max(mean, 1e-3)) if len(counts) else 1.0
         purchases["mean"].append(mean)
+        purchases["highest"].append(float(counts.max()) if len(counts) else 0.0)
         purchases["dispersion"].append(min(mean**2 / excess, 100.0) if mean > 0 else 1.0)
     return {"value": value, "purchases": purchases}

@@ -16,14 +16,21 @@ LONG_JOURNEYS = ("last", "drawn", PIECES)
 SMALL_BATCH, LARGE_BATCH, STEPS_OF_AN_EPOCH = 32, 256, 150
 """Journeys of a batch by default: few where customers are few, so that there are steps enough to learn in."""
 
+LEAST_STEPS, MOST_PASSES = 64, 16
+"""Of an epoch by default: 2,000 customers give so many steps in batches of 32, and eight epochs of them are enough; of
+fewer customers each pass asks new questions, until the epoch is as long."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
     """How a model is trained and selected.
 
-    max_epochs, patience: at most so many passes over the training journeys, ending after ``patience`` passes without a
-    better validation score. monitor: ``<target>/<metric>`` on the validation cutoff, such as ``value_91d/crps``; null
-    takes the CRPS of money over the longest horizon that the validation span covers, else NDCG@10 of the products.
+    max_epochs, patience: at most so many epochs, ending after ``patience`` epochs without a better validation score.
+    passes: over the training journeys in an epoch, each with cutoffs of its own; ``auto``: as many as bring it nearest
+    to 64 steps, 16 at most, and one where no cutoffs are drawn or where contacts are learned from
+    (``objective=engagement`` asks about its decisions, all of them once). monitor: ``<target>/<metric>`` on the
+    validation cutoff, such as ``value_91d/crps``; null takes the CRPS of money over the longest horizon that the
+    validation span covers, else NDCG@10 of the products.
     max_scored: validation questions scored after each epoch, at most, the same ones each time; null: all.
     max_tokens, max_journeys: the most events and journeys of a batch; ``auto``: 32 journeys, and up to 256 where there
     are so many that an epoch still has 150 steps. max_events: a journey keeps its last so many.
@@ -65,6 +72,7 @@ class TrainingOptions:
 
     max_epochs: int = 8
     patience: int = 3
+    passes: int | str = AUTO
     monitor: str | None = None
     max_scored: int | None = None
     max_tokens: int = 8192
@@ -100,13 +108,22 @@ class TrainingOptions:
             return min(max(num_journeys // STEPS_OF_AN_EPOCH, SMALL_BATCH), LARGE_BATCH)
         return self.max_journeys
 
+    def passes_of_an_epoch(self, num_batches: int) -> int:
+        """Over the training journeys, where one pass has ``num_batches``."""
+        if not isinstance(self.passes, str):
+            return self.passes
+        if self.cutoffs_per_journey == 0:
+            return 1
+        return min(max(round(LEAST_STEPS / max(num_batches, 1)), 1), MOST_PASSES)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "windows_days", tuple(int(days) for days in self.windows_days))
-        if isinstance(self.max_journeys, str) and self.max_journeys != AUTO:
-            raise InputError(f"training.max_journeys must be a number or auto, found {self.max_journeys!r}.")
-        for name in ("max_epochs", "patience", "max_tokens", "max_journeys", "max_events"):
-            if not isinstance(getattr(self, name), str) and getattr(self, name) < 1:
-                raise InputError(f"training.{name} must be at least 1, found {getattr(self, name)}.")
+        for name in ("max_journeys", "passes"):
+            if isinstance(getattr(self, name), str) and getattr(self, name) != AUTO:
+                raise InputError(f"training.{name} must be a number or auto, found {getattr(self, name)!r}.")
+        for name in ("max_epochs", "patience", "passes", "max_tokens", "max_journeys", "max_events"):
+            if not isinstance(getattr(self, name), str) and (getattr(self, name) < 1 or getattr(self, name) % 1):
+                raise InputError(f"training.{name} must be a whole number, at least 1, found {getattr(self, name)}.")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
             raise InputError(
                 f"training.checkpoint_every_steps must be at least 1, found {self.checkpoint_every_steps}."

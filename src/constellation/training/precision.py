@@ -67,6 +67,6 @@ def has_small_steps(batches: TrainingBatches, num_ranks: int) -> bool:
     What a cast costs hangs on the number of products, not on their size. A full softmax over the products of the shop
     counts as work, as if a model had one.
     """
-    events_of_a_step = batches.num_events / max(len(batches), 1) / num_ranks
+    events_of_a_step = batches.num_events * batches.passes / max(len(batches), 1) / num_ranks
     num_products = len(batches.gatherer.vocabulary.products)
     return events_of_a_step * (1 + num_products / PRODUCTS_LIKE_A_BODY) < SMALL_STEP_EVENTS

@@ -105,7 +105,8 @@ def refit_without(
     until = splits.test_cutoff
     questions = panel(splits.store, time_windows(splits.windows), known_until=until, journeys=train)
     vocabulary = fit_vocabulary(some, options, questions, until)
-    batches = training_batches(Gatherer(splits.store, vocabulary, options.max_events), some, until, options, seed)
+    gatherer = Gatherer(splits.store, vocabulary, options.max_events)
+    batches = training_batches(gatherer, some, until, options, seed, study.passes)
     torch.manual_seed(seed)
     model = build(vocabulary)
     optimizer = optimizer if initial is None else initial.begin(model, vocabulary, optimizer)

@@ -44,7 +44,8 @@ Report = Callable[[str, dict[str, float]], None]
 class Study:
     """A selected and a refitted model with the vocabularies they read through; one and the same without a refit.
 
-    settled: what the validation cutoff said of pooled forecasts; see ``settling``.
+    settled: what the validation cutoff said of pooled forecasts; see ``settling``. passes: of each epoch over the
+    training journeys, in both phases.
     """
 
     selected: Fitted
@@ -53,6 +54,7 @@ class Study:
     vocabulary: Vocabulary
     monitor: str
     settled: dict[str, float] = field(default_factory=dict)
+    passes: int = 1
 
     @property
     def is_refitted(self) -> bool:
@@ -63,6 +65,7 @@ class Study:
         return {
             "train/select_steps": float(self.selected.num_steps),
             "train/select_best_epoch": float(self.selected.best_epoch),
+            "train/passes_per_epoch": float(self.passes),
             "train/refit_steps": float(self.refitted.num_steps) if self.is_refitted else 0.0,
             "train/events_per_second": self.selected.events_per_second,
             "train/waiting_share": self.selected.waiting_share,
@@ -136,7 +139,7 @@ def select_then_refit(
     seasons = learn_season(selected.model, gatherer, splits, splits.select_until, seed=seed) if options.season else {}
     settled = seasons | settle(selected.model, gatherer, scorer.queries)
     if not options.refit:
-        return Study(selected, select_vocabulary, selected, select_vocabulary, monitor, settled)
+        return Study(selected, select_vocabulary, selected, select_vocabulary, monitor, settled, batches.passes)
     if vocabularies is None:
         vocabulary = fit_vocabulary(splits, options, splits.refit_panel, splits.refit_until)
     else:
@@ -145,7 +148,12 @@ def select_then_refit(
     refit_model = build(vocabulary)
     refit_optimizer = optimizer if initial is None else initial.begin(refit_model, vocabulary, optimizer)
     refit_batches = training_batches(
-        Gatherer(splits.store, vocabulary, options.max_events), splits, splits.refit_until, options, seed
+        Gatherer(splits.store, vocabulary, options.max_events),
+        splits,
+        splits.refit_until,
+        options,
+        seed,
+        batches.passes,
     )
     refitted = _once(
         folder / "refit",
@@ -165,7 +173,7 @@ def select_then_refit(
     settle_as(refitted.model, selected.model)
     if options.season:
         settled |= learn_season(refitted.model, refit_batches.gatherer, splits, splits.refit_until, seed=seed)
-    return Study(selected, select_vocabulary, refitted, vocabulary, monitor, settled)
+    return Study(selected, select_vocabulary, refitted, vocabulary, monitor, settled, batches.passes)
 
 
 def fit_vocabulary(splits: Splits, options: TrainingOptions, train: Queries, until: Until) -> Vocabulary:
@@ -287,9 +295,10 @@ def _log_losses(scores_QV: np.ndarray, place_Q: np.ndarray) -> np.ndarray:
 
 
 def training_batches(
-    gatherer: Gatherer, splits: Splits, until: Until, options: TrainingOptions, seed: int
+    gatherer: Gatherer, splits: Splits, until: Until, options: TrainingOptions, seed: int, passes: int | None = None
 ) -> TrainingBatches:
-    return TrainingBatches(
+    """passes: of an epoch, as another phase has them; null: as the options say."""
+    batches = TrainingBatches(
         gatherer,
         splits.train_journeys,
         until,
@@ -303,6 +312,8 @@ def training_batches(
         room_days=splits.windows.room_days,
         long_journeys=options.long_journeys,
     )
+    batches.passes = options.passes_of_an_epoch(len(batches)) if passes is None else passes
+    return batches
 
 
 def _seed(seed: int) -> None:
