@@ -37,7 +37,14 @@ from tests.helpers import at, events_frame, fit_vocabulary, make_store
 
 ENCODERS = sorted((Path(__file__).resolve().parents[2] / "configs" / "encoder").glob("*.yaml"))
 DAY = MICROSECONDS_PER_DAY
-ANSWERS = ("value_91d", "value_30d_p_zero", "purchases_91d", "next_product:bread", "p_purchase_30d")
+ANSWERS = (
+    "value_91d",
+    "value_30d_p_zero",
+    "purchases_91d",
+    "purchases_30d_p_zero",
+    "next_product:bread",
+    "p_purchase_30d",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,7 @@ def whole_model(vocabulary: Vocabulary, path: Path = ENCODERS[0], **changes: Any
             "value": {
                 "_target_": "constellation.objectives.value.Value",
                 "family": {"_target_": "constellation.objectives.families.Quantiles"},
+                "count_family": {"_target_": "constellation.objectives.count_families.CountMixture"},
             },
             "time_to_event": {"_target_": "constellation.objectives.time_to_event.TimeToEvent"},
         },

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from constellation.distributions.rounded_log_normals import RoundedLogNormals
 from constellation.errors import InputError
 from constellation.prior import forecast as forecasting
 from constellation.prior import weights as files
-from constellation.prior.counts import RoundedLogNormals
 from constellation.prior.features import course, describe, units
 from constellation.prior.forecast import context_of, forecast
 from constellation.prior.histories import Histories

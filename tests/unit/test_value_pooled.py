@@ -12,6 +12,7 @@ from safetensors.torch import load_model, save_file, save_model
 from constellation.errors import InputError
 from constellation.journeys.windows import ask
 from constellation.metrics import LEVELS as HUNDRED
+from constellation.objectives.count_families import CountMixture
 from constellation.objectives.families import Quantiles
 from constellation.objectives.purchase_processes import ParetoNbd
 from constellation.objectives.value_pooled import ValuePooled
@@ -138,6 +139,54 @@ def test_the_slice_decides_and_the_weights_keep_it(pooled: ValuePooled, tmp_path
     other.settle_as(pooled)
     assert again.shares() == other.shares() == pooled.shares()
     assert again.taught_K.tolist() == [True, False]
+
+
+def with_choice(seed: int) -> ValuePooled:
+    torch.manual_seed(seed)
+    choice = {"family": Quantiles(num_levels=5), "count_family": CountMixture(num_parts=2), "process": ParetoNbd()}
+    return ValuePooled(tiny_vocabulary(), 3, WIDTH, HORIZONS_DAYS, **choice).requires_grad_(False)
+
+
+def test_another_family_of_counts_answers_where_it_is_clearly_nearer() -> None:
+    pooled, store = with_choice(0), tiny_store(lengths=(9,) * 60)
+    queries = ask(store, np.arange(60), np.full(60, KNOWN_UNTIL - 100 * 86_400_000_000), HORIZONS_DAYS, KNOWN_UNTIL)
+    noise_Q = np.random.default_rng(0).normal(0, 1, 60)
+
+    def answers(off_Q: np.ndarray) -> dict[str, np.ndarray]:
+        columns = enumerate(HORIZONS_DAYS)
+        return {f"purchases_{days}d_quantiles": (queries.purchases_QK[:, k] + off_Q)[:, None] for k, days in columns}
+
+    # Off by 2 everywhere against 1: shown. Off by 2 against 2 give or take 1, a little less in the mean: not shown.
+    shown, not_shown = np.full(60, 1.0), 1.98 + (noise_Q - noise_Q.mean())
+    for second_Q, place in ((shown, 1), (not_shown, 0), (np.full(60, 3.0), 0)):
+        assert pooled.settle_counts([answers(np.full(60, 2.0)), answers(second_Q)], queries) == place
+        assert pooled.shares()["count_family"] == place
+    # A head gone astray, what is said of a few, and what nothing can be said of stay with the first one.
+    assert pooled.settle_counts([answers(np.full(60, 2.0)), answers(np.full(60, np.nan))], queries) == 0
+    few = np.arange(9)
+    said = [{name: part[few] for name, part in answers(np.full(60, off)).items()} for off in (2.0, 1.0)]
+    assert pooled.settle_counts(said, queries.take(few)) == 0
+    assert pooled.settle_counts([answers(np.full(60, 2.0)), answers(shown)], queries.take(np.arange(0))) == 0
+    pooled.teach(())
+    assert pooled.settle_counts([answers(np.full(60, 2.0)), answers(shown)], queries) == 0
+
+
+def test_the_chosen_family_answers_and_is_kept(tmp_path: Path) -> None:
+    pooled, (batch, readout_QD) = with_choice(0), asked()
+    pooled.only(1.0)
+    levels, name = torch.linspace(0.05, 0.95, 19), f"purchases_{HORIZONS_DAYS[0]}d_quantiles"
+    said = []
+    for place in (0, 1):
+        pooled.heads.answer_counts(place)
+        said.append(pooled.predict(readout_QD, batch, levels)[name])
+    assert not torch.equal(*said)
+    save_model(pooled, str(tmp_path / "weights.safetensors"))
+    again, other = with_choice(1), with_choice(1)
+    other.heads.answer_counts(0)
+    load_model(again, str(tmp_path / "weights.safetensors"))
+    other.settle_as(pooled)
+    assert again.shares() == other.shares() == pooled.shares() and pooled.shares()["count_family"] == 1
+    assert torch.equal(again.predict(readout_QD, batch, levels)[name], said[1])
 
 
 def test_older_weights_go_on_with_one_share_for_both(pooled: ValuePooled, tmp_path: Path) -> None:

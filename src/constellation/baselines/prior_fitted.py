@@ -14,7 +14,7 @@ from torch import Tensor
 from constellation.baselines.baseline import Baseline, Predictions, training_journeys
 from constellation.distributions.count_tables import quantile
 from constellation.distributions.log_normal_mixture import LogNormalMixture
-from constellation.prior.counts import RoundedLogNormals
+from constellation.distributions.rounded_log_normals import RoundedLogNormals
 from constellation.prior.forecast import Context, context_of, forecast
 from constellation.prior.histories import Histories, histories
 

@@ -6,7 +6,7 @@ believed is learned at the validation cutoff and drawn towards halves by the noi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from constellation.distributions.levels import as_levels
-from constellation.distributions.pools import Evidence, pool_quantiles
+from constellation.distributions.pools import Evidence, crps_of, pool_quantiles
 from constellation.errors import InputError
 from constellation.objectives.base import Loss, Objective
 from constellation.objectives.value import Value
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from constellation.journeys.batch import JourneyBatch
     from constellation.journeys.vocabulary import Vocabulary
     from constellation.journeys.windows import Queries
+    from constellation.objectives.count_families import CountFamily
     from constellation.objectives.families import Family
     from constellation.objectives.purchase_processes import Process
 
@@ -36,6 +37,9 @@ PRIOR_SD = 0.5
 
 MEAN_PRIOR_SD = 0.2
 """Of their share in expected values about that in distributions: ranks of one slice are noisy (experiments/0006)."""
+
+CLEARLY, LEAST_CUSTOMERS = 2.0, 10
+"""Standard errors by which another family of counts must be nearer; of fewer customers these are a guess."""
 
 
 class ValuePooled(Objective):
@@ -54,10 +58,13 @@ class ValuePooled(Objective):
     says without the states (aggregates, silence, calendar, attributes); figures in experiments/0012. Where the readout
     knows nothing but states, both read them.
 
+    Counts have a choice of two families: a negative binomial, or ``count_family`` where the slice shows that it is
+    nearer, as it is of regular buyers (``settle_counts``).
+
     A horizon that no label teaches is answered by the process alone; so this objective answers every horizon. Longer
     horizons never fall below shorter ones.
 
-    family, mean_weight, purchases_weight: of ``Value``. process, money_weight, num_paths, discount_rate,
+    family, count_family, mean_weight, purchases_weight: of ``Value``. process, money_weight, num_paths, discount_rate,
     lifetime_years: of ``ValueBtyd``. process_weight: of its loss against that of the heads. share: of the heads before
     anything has been settled. Raises InputError where it is no share.
     """
@@ -77,6 +84,7 @@ class ValuePooled(Objective):
         *,
         family: Family,
         process: Process,
+        count_family: CountFamily | None = None,
         weight: float = 1.0,
         mean_weight: float = 1.0,
         purchases_weight: float = 0.5,
@@ -93,7 +101,14 @@ class ValuePooled(Objective):
         if not 0 <= share <= 1:
             raise InputError(f"share is that of the heads in the pool and must lie in [0, 1], found {share}.")
         widths = (vocabulary, state_width, readout_width, horizons_days)
-        self.heads = Value(*widths, family=family, mean_weight=mean_weight, purchases_weight=purchases_weight)
+        self.heads = Value(
+            *widths,
+            family=family,
+            count_family=count_family,
+            mean_weight=mean_weight,
+            purchases_weight=purchases_weight,
+        )
+        self.heads.answer_counts(0)
         self.process = ValueBtyd(
             *widths,
             process=process,
@@ -182,6 +197,32 @@ class ValuePooled(Objective):
         pooled["quantiles"] = pool_quantiles(heads["quantiles"], process["quantiles"], share, levels_L)
         return pooled
 
+    def settle_counts(self, each: Sequence[Mapping[str, np.ndarray]], queries: Queries) -> int:
+        """Choose the heads' family of counts by questions whose answers are known, and what the heads said with each.
+
+        The first one stays unless another's CRPS, in units of the first one's and summed over the horizons seen, is
+        lower by two standard errors of customers. Returns its place.
+        """
+        gain_FQ, place = np.zeros((len(each), len(queries))), 0
+        for column, days in self._taught(queries):
+            seen_Q = queries.observed_QK[:, column]
+            realised_Q = queries.purchases_QK[seen_Q, column].astype(np.float64)
+            crps_FQ = np.stack([crps_of(realised_Q, part[f"purchases_{days}d_quantiles"][seen_Q]) for part in each])
+            gain_FQ[:, seen_Q] += (crps_FQ[0] - crps_FQ) / max(float(crps_FQ[0].mean()), 1e-12)
+        if len(queries) >= LEAST_CUSTOMERS:
+            error_F = gain_FQ.std(axis=1, ddof=1) / np.sqrt(len(queries))
+            # A head that has gone astray is nobody's choice.
+            place = int(np.argmax(np.nan_to_num(gain_FQ.mean(axis=1) - CLEARLY * error_F, nan=-np.inf)))
+        self.heads.answer_counts(place)
+        return place
+
+    def _taught(self, queries: Queries) -> Iterator[tuple[int, int]]:
+        """Columns and days of the horizons that labels teach and of which some questions know the answer."""
+        for column, days in enumerate(queries.horizons_days):
+            is_taught = days in self.horizons_days and bool(self.taught_K[self.horizons_days.index(days)])
+            if is_taught and queries.observed_QK[:, column].any():
+                yield column, days
+
     def settle(self, heads: Mapping[str, np.ndarray], process: Mapping[str, np.ndarray], queries: Queries) -> None:
         """Learn the shares from questions whose answers are known, and what each part alone said of them.
 
@@ -191,14 +232,13 @@ class ValuePooled(Objective):
         for place, kind in enumerate(KINDS):
             realised_QK = queries.value_QK if kind == "value" else queries.purchases_QK
             evidence, of_ranks = [], []
-            for column, days in enumerate(queries.horizons_days):
+            for column, days in self._taught(queries):
                 seen_Q = queries.observed_QK[:, column]
-                if days in self.horizons_days and self.taught_K[self.horizons_days.index(days)] and seen_Q.any():
-                    quantiles = (part[f"{kind}_{days}d_quantiles"][seen_Q] for part in (heads, process))
-                    means = (part[f"{kind}_{days}d_expected"][seen_Q] for part in (heads, process))
-                    realised_Q = realised_QK[seen_Q, column].astype(np.float64)
-                    evidence.append(Evidence.of(realised_Q, *quantiles))
-                    of_ranks.append(Evidence.of_ranks(realised_Q, *means))
+                quantiles = (part[f"{kind}_{days}d_quantiles"][seen_Q] for part in (heads, process))
+                means = (part[f"{kind}_{days}d_expected"][seen_Q] for part in (heads, process))
+                realised_Q = realised_QK[seen_Q, column].astype(np.float64)
+                evidence.append(Evidence.of(realised_Q, *quantiles))
+                of_ranks.append(Evidence.of_ranks(realised_Q, *means))
             if evidence:
                 share = Evidence.share(evidence, prior_sd=PRIOR_SD)
                 self.share_T[place] = share
@@ -210,19 +250,24 @@ class ValuePooled(Objective):
         self.mean_share_T.fill_(share)
 
     def shares(self) -> dict[str, float]:
-        """Of the heads: ``share_value``, ``share_purchases``; in expected values ``mean_share_value``, and so on."""
+        """Of the heads: ``share_value``, ``share_purchases``; in expected values ``mean_share_value``, and so on.
+
+        Also, where counts have a choice, ``count_family``: the place of the chosen one in ``Value.count_families``.
+        """
         named = {"share": self.share_T, "mean_share": self.mean_share_T}
-        return {
+        shares = {
             f"{name}_{kind}": share
             for name, share_T in named.items()
             for kind, share in zip(KINDS, share_T.tolist(), strict=True)
         }
+        return shares | ({"count_family": float(self.heads.answering)} if len(self.heads.count_families) > 1 else {})
 
     def settle_as(self, other: Objective) -> None:
         """Take the shares that another one, of the same settings, has learned."""
         assert isinstance(other, ValuePooled)
         self.share_T.copy_(other.share_T)
         self.mean_share_T.copy_(other.mean_share_T)
+        self.heads.answer_counts(int(other.heads.answering))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """Weights of before expected values had shares of their own: they go on with those of the distribution."""

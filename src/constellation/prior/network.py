@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from constellation.distributions.log_normal_mixture import LogNormalMixture
-from constellation.prior.counts import RoundedLogNormals
+from constellation.distributions.rounded_log_normals import RoundedLogNormals
 from constellation.prior.features import NUM_COURSE, NUM_FEATURES
 
 NUM_PARTS = 3

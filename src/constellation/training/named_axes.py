@@ -114,14 +114,20 @@ def _time_to_event(module: TimeToEvent, vocabulary: Vocabulary) -> Iterator[tupl
 
 def _value(module: Value, vocabulary: Vocabulary) -> Iterator[tuple[str, Named]]:
     del vocabulary
-    outputs: list[Hashable] = ["logit", "log_mean", "log_purchases", "log_dispersion"]
-    family = type(module.family).__qualname__, module.family.num_parameters
-    outputs += [(family, place) for place in range(module.family.num_parameters)]
+    outputs: list[Hashable] = ["logit", "log_mean", "log_purchases"]
+    for part, width in zip((module.mean_family, module.family), module.widths, strict=True):
+        outputs += [(type(part).__qualname__, width, place) for place in range(width)]
     # Horizons rise by steps: what a row says hangs on the horizons before its own.
     spans = [module.horizons_days[: place + 1] for place in range(len(module.horizons_days))]
     rows = [(span, output) for span in spans for output in outputs]
     yield "head.weight", Named("head.weight", (rows, None))
     yield "head.bias", Named("head.bias", (rows,))
+    if module.spread_family is not None:
+        width = module.spread_family.num_parameters
+        spread = [(type(module.spread_family).__qualname__, width, place) for place in range(width)]
+        rows = [(span, output) for span in spans for output in spread]
+        yield "spread_head.weight", Named("spread_head.weight", (rows, None))
+        yield "spread_head.bias", Named("spread_head.bias", (rows,))
 
 
 def _value_btyd(module: ValueBtyd, vocabulary: Vocabulary) -> Iterator[tuple[str, Named]]:

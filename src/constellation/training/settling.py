@@ -10,19 +10,24 @@ from constellation.model import JourneyModel
 from constellation.objectives.value_pooled import ValuePooled
 
 HEADS, PROCESS = 1.0, 0.0
+POOLED = ("value_", "purchases_")
 
 
 def settle(model: JourneyModel, gatherer: Gatherer, queries: Queries) -> dict[str, float]:
-    """Settle the model's pools, and say how: the shares of the heads, see ``ValuePooled.shares``; nothing without one.
+    """Settle the model's pools, and say how, see ``ValuePooled.shares``; nothing without one.
 
     queries: with known answers that the model has not learned from.
     """
     facts: dict[str, float] = {}
     for pool in _pools(model):
         pool.only(HEADS)
-        heads = answer_all(model, gatherer, queries, LEVELS)
+        by_family = []
+        for place in range(len(pool.heads.count_families)):
+            pool.heads.answer_counts(place)
+            by_family.append(answer_all(model, gatherer, queries, LEVELS, beginning=POOLED))
+        heads = by_family[pool.settle_counts(by_family, queries)]
         pool.only(PROCESS)
-        process = answer_all(model, gatherer, queries, LEVELS)
+        process = answer_all(model, gatherer, queries, LEVELS, beginning=POOLED)
         pool.only(pool.start_share)
         pool.settle(heads, process, queries)
         facts |= pool.shares()

@@ -1,4 +1,4 @@
-"""Purchase days in a horizon: none, or a rounded mixture of log-normals, wider or narrower than Poisson."""
+"""Counts over a horizon: none, or a rounded mixture of log-normals, wider or narrower than Poisson."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from constellation.distributions.levels import as_levels
 from constellation.distributions.log_normal_mixture import LogNormalMixture
 
 EXACT = 16
 """So many terms of the mean are summed; the rest is the continuous tail's."""
+
+TABLE = 64
+"""Quantiles below it are read off a table of the cdf."""
 
 TINY = 1e-12
 
@@ -58,10 +62,35 @@ class RoundedLogNormals:
         below = self.continuous.cdf(torch.where(floor >= 1, floor + 0.5, torch.zeros_like(floor)))
         return torch.where(floor < 0, torch.zeros_like(below), below)
 
+    @torch.no_grad()
     def quantile(self, levels: Sequence[float] | np.ndarray | Tensor) -> Tensor:
-        """[Q, L], the smallest count whose cdf reaches each level."""
-        found_QL = self.continuous.quantile(levels)
-        return torch.where(found_QL > 0, found_QL.round().clamp(min=1.0), torch.zeros_like(found_QL))
+        """[Q, L], the smallest count whose cdf reaches each level; parameters may have further dimensions before L.
+
+        Counts are mostly small: one table of the cdf answers all levels, and the continuous law those beyond it.
+        """
+        parts = self.continuous
+        levels_L = as_levels(levels, parts.mu_QM)
+        table_QT = self._small_cdf()
+        wanted_QL = levels_L.expand(*table_QT.shape[:-1], -1).contiguous()
+        found_QL = torch.searchsorted(table_QT, wanted_QL).to(parts.mu_QM.dtype)
+        beyond_Q = table_QT[..., -1] < levels_L.max()
+        if beyond_Q.any():
+            rows = (parts.logit_p_Q, parts.log_weight_QM, parts.mu_QM, parts.sigma_QM)
+            far_RL = LogNormalMixture(*(part[beyond_Q] for part in rows)).quantile(levels)
+            found_QL[beyond_Q] = torch.where(far_RL > 0, far_RL.round().clamp(min=1.0), torch.zeros_like(far_RL))
+        return found_QL
+
+    def _small_cdf(self) -> Tensor:
+        """[Q, TABLE], P(y <= 0, 1, ..)."""
+        parts = self.continuous
+        log_edges_T = (torch.arange(1, TABLE, dtype=parts.mu_QM.dtype, device=parts.mu_QM.device) + 0.5).log()
+        some_QT = torch.zeros((*parts.logit_p_Q.shape, TABLE - 1), dtype=parts.mu_QM.dtype, device=parts.mu_QM.device)
+        each = zip(*(part.unbind(-1) for part in (parts.log_weight_QM, parts.mu_QM, parts.sigma_QM)), strict=True)
+        for log_weight_Q, mu_Q, sigma_Q in each:
+            z_QT = (log_edges_T - mu_Q.unsqueeze(-1)) / sigma_Q.unsqueeze(-1)
+            some_QT += log_weight_Q.exp().unsqueeze(-1) * torch.special.ndtr(z_QT)
+        none_Q1 = self.p_zero().unsqueeze(-1)
+        return torch.cat([none_Q1, none_Q1 + (1 - none_Q1) * some_QT], dim=-1)
 
     @torch.no_grad()
     def sample(self, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
