@@ -13,6 +13,8 @@ import yaml
 
 from constellation import cli, manual
 from constellation import commands as commands_package
+from constellation.cli.composing import compose_unchecked
+from constellation.errors import InputError
 
 TOY = '''
 """Play with numbers.
@@ -243,3 +245,11 @@ def test_a_reader_that_stops_reading_is_no_error(repository: Path) -> None:
     )
     assert done.stdout == "Sequence models on customer journeys: value, and the next-best engagement.\n"
     assert done.stderr == ""
+
+
+def test_a_choice_of_ones_own_is_not_passed_by_for_a_shipped_one_of_its_name(work_folder: Path) -> None:
+    (work_folder / "configs" / "data").mkdir(parents=True)
+    (work_folder / "configs" / "data" / "loyalty.yaml").write_text("_target_: builtins.dict\n")
+    with pytest.raises(InputError, match=r"data=loyalty names two files: yours, .*my_loyalty"):
+        compose_unchecked("prepare", ["data=loyalty"])
+    assert compose_unchecked("prepare", ["data=contracts"]).choices["data"] == "contracts"

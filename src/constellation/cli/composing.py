@@ -48,9 +48,25 @@ def compose_unchecked(command: str, overrides: Sequence[str]) -> Composed:
         if choices_of(override.key_or_group) and not override.is_delete()
     }
     choices |= {group: choice for group, choice in config.hydra.runtime.choices.items() if "hydra" not in group}
+    _check_hidden(Path(first), choices)
     with open_dict(config):
         del config["hydra"]
     return Composed(config, choices)
+
+
+def _check_hidden(first: Path, choices: dict[str, Any]) -> None:
+    """Raise InputError where a choice stands in a nearer folder too, which Hydra would pass by without a word."""
+    folders = [folder.absolute() for folder in config_directories()]
+    for folder in folders[: folders.index(first)]:
+        for group, chosen in choices.items():
+            for name in chosen if isinstance(chosen, list) else [chosen]:
+                own, shipped = (place / group / f"{name}.yaml" for place in (folder, first))
+                if own.is_file() and shipped.is_file():
+                    raise InputError(
+                        f"{group}={name} names two files: yours, {own}, and {name}, which comes with constellation and "
+                        f"would be taken. Give yours a name of its own, such as {group}/my_{name}.yaml, and choose "
+                        f"{group}=my_{name}."
+                    )
 
 
 def _added_where_taken(overrides: Sequence[str], command: str, hydra_compose: Callable[..., Any]) -> list[str]:
