@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,16 @@ def write_data_set(
     sql: str | None = "SELECT * FROM '{root}/events.parquet'",
     attributes_sql: str | None = None,
     described: bool = False,
+    propensity: Mapping[str, float] | None = None,
+    reward_days: int = 3,
+    observed_until: str | None = None,
 ) -> None:
-    """``configs/data/<name>.yaml`` of the tables in ``folder``; ``described``: what actions differ by is in it."""
+    """``configs/data/<name>.yaml`` of the tables in ``folder``; ``described``: what actions differ by is in it.
+
+    propensity: of each action in the log; by default that of ``write_world``.
+    """
+    known = {"none": 0.5, "default": 0.25} if propensity is None else propensity
+    logged = "{" + ", ".join(f"{action}: {chance}" for action, chance in known.items()) + "}"
     features = """
   action_features:
     none: {loud: 0}
@@ -54,6 +63,7 @@ def write_data_set(
 name: {name}
 root: {folder}
 cache: {folder / "cache"}
+observed_until: {f'"{observed_until}"' if observed_until else "null"}
 source:
   _target_: constellation.journeys.sources.SqlSource
   sql: {sql or "null"}
@@ -69,7 +79,7 @@ windows:
 decisions:
   _target_: constellation.journeys.decisions.DecisionRule
   kind: table
-  reward_days: 3
-  propensity: {{none: 0.5, default: 0.25}}{features if described else ""}
+  reward_days: {reward_days}
+  propensity: {logged}{features if described else ""}
 """
     )

@@ -15,6 +15,8 @@ import pytest
 from constellation.cli import main
 from tests.end_to_end.console import SECONDS, console, console_environment, inside, metrics_of, said_in
 
+pytestmark = pytest.mark.usefixtures("quick_databases")
+
 DATA = [
     "data=spenders", "data.source.arguments.num_customers=250", "origins=[2024-07-31,2024-09-30]",
     "horizons_days=[30,91]", "num_resamples=20",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from constellation.policies.evaluation import evaluate_policies
 from constellation.policies.greedy import Greedy
 from constellation.policies.outcomes import BoostedOutcome, RidgeOutcome
 from constellation.policies.saved import Saved
-from tests.end_to_end.console import metrics_of
+from tests.end_to_end.console import metrics_of, without_pictures
 from tests.end_to_end.contacts import write_data_set, write_world
 
 
@@ -33,8 +34,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*words: str) -> int:
-    return main([*words, "tracking=none"])
+def run(*words: str, pictures: bool = False) -> int:
+    with nullcontext() if pictures else without_pictures():
+        return main([*words, "tracking=none"])
 
 
 TRAIN = ("train", "objective=engagement", "data=contacts", "engagement.num_folds=2", "outcome=[ridge]")
@@ -48,7 +50,8 @@ def test_a_policy_that_is_better_is_found_better(world: Path, capsys: pytest.Cap
     fitted = metrics_of("trained")
     assert fitted["outcome/model/r2_effects"] > 0.2
     assert fitted["outcome/ridge/r2_effects"] > 0.2
-    assert run(*EVALUATE, "run=trained", "output=judged") == 0
+    assert run(*EVALUATE, "run=trained", "output=judged", pictures=True) == 0
+    assert (world / "judged" / "figures" / "overlap.png").stat().st_size > 5000
     found = metrics_of("judged")
     for key in (
         "value_dr", "value_dr_low", "value_dr_high", "value_snips", "effective_sample_size", "gain_over_logging_low",

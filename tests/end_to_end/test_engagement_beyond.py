@@ -13,7 +13,7 @@ import pytest
 from constellation.cli import main
 from constellation.policies.saved import Saved
 from tests.end_to_end.console import metrics_of, without_pictures
-from tests.end_to_end.contacts import DAY, START
+from tests.end_to_end.contacts import DAY, START, write_data_set
 
 MAIL, WEEKS, BASE, EFFECT = 0.4, 3, 2.0, 3.0
 KEEPS, LOSES = 0.9, 0.3
@@ -57,31 +57,10 @@ def write_chain(folder: Path, num_customers: int = CUSTOMERS, seed: int = 0) -> 
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     write_chain(folder)
-    (folder / "configs" / "data").mkdir(parents=True)
-    (folder / "configs" / "data" / "chain.yaml").write_text(
-        f"""_target_: constellation.journeys.dataset.DataSet
-name: chain
-root: {folder}
-cache: {folder / "cache"}
-observed_until: "2024-01-31"
-source:
-  _target_: constellation.journeys.sources.SqlSource
-  sql: SELECT *, 'purchase' AS event_type FROM '{{root}}/events.parquet'
-  decisions_sql: SELECT * FROM '{{root}}/decisions.parquet'
-schema:
-  _target_: constellation.schema.EventSchema
-windows:
-  _target_: constellation.journeys.windows.Windows
-  val_cutoff: "2023-12-01"
-  test_cutoff: "2023-12-10"
-  horizons_days: [3]
-decisions:
-  _target_: constellation.journeys.decisions.DecisionRule
-  kind: table
-  reward_days: 10
-  propensity: {{none: {1 - MAIL}, mail: {MAIL}}}
-"""
-    )
+    write_data_set(
+        folder, "chain", sql="SELECT *, 'purchase' AS event_type FROM '{root}/events.parquet'",
+        propensity={"none": 1 - MAIL, "mail": MAIL}, reward_days=10, observed_until="2024-01-31",
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert (

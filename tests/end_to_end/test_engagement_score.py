@@ -14,14 +14,15 @@ from constellation.bundle import Bundle, EngagementBundle
 from constellation.cli import main
 from constellation.errors import InputError
 from constellation.policies.saved import Saved
-from tests.end_to_end.console import metrics_of
+from tests.end_to_end.console import metrics_of, without_pictures
 from tests.end_to_end.contacts import write_data_set, write_world
 
 SMALL = ["encoder=gru", "encoder.width=8", "readout.width=8", "optimizer.lr=0.02", "training.max_epochs=2"]
 
 
 def run(*words: str) -> int:
-    return main([*words, "tracking=none", "overwrite=true"])
+    with without_pictures():
+        return main([*words, "tracking=none", "overwrite=true"])
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def inside(folder: Path) -> Iterator[None]:
-    with console.inside(folder):
+    with console.inside(folder), console.without_pictures():
         yield
 
 

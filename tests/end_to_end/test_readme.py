@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from constellation.cli import main
+from tests.end_to_end.console import without_pictures
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
@@ -100,7 +101,8 @@ def test_your_own_event_log_is_prepared_and_trained_on(shop: Path, capsys: pytes
     assert "latest cutoff 2024-02-23" in printed, "the README promises it, and its own cutoff is that one"
 
     small = ["encoder=bag", "encoder.width=8", "training.max_epochs=1", "num_resamples=10"]
-    assert main([*train, *small, "baseline=[same_rate,most_popular]", "tracking=none", "output=trained"]) == 0
+    with without_pictures():
+        assert main([*train, *small, "baseline=[same_rate,most_popular]", "tracking=none", "output=trained"]) == 0
     metrics = json.loads((shop / "trained" / "metrics.json").read_text())
     # By hand: after 23 February cem buys for 3.20 on 7 March and dia for 35 on 8 March; eli comes later.
     assert metrics["test/value_14d/realised/total"] == pytest.approx(38.20)

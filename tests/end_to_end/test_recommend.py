@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from constellation.cli import main
+from tests.end_to_end.console import without_pictures
 
 SMALL = ["recommend", "predictions=example", "num_customers=1500", "tracking=none"]
 LIMITS = [
@@ -73,11 +74,13 @@ def _counts(made: pl.DataFrame) -> list[dict]:
 def test_the_next_plan_looks_back_on_this_one(work_folder: Path) -> None:
     """Whom this week's plan contacts, next week's leaves alone for 28 days."""
     rest = ["constraints.start=2026-01-05", "constraints.cool_downs=[{days: 28}]"]
-    assert main([*SMALL, *rest, "output=one"]) == 0
+    with without_pictures():
+        assert main([*SMALL, *rest, "output=one"]) == 0
     first = pl.read_parquet(work_folder / "one" / "next_contacts.parquet")
     pl.concat([pl.read_parquet(work_folder / "one" / "contacts.parquet"), _naive(first)]).write_parquet("all.parquet")
     again = ["recommend", "predictions=one/predictions.parquet", "contacts=all.parquet", "tracking=none", "output=two"]
-    assert main([*again, "constraints.start=2026-01-12", rest[1]]) == 0
+    with without_pictures():
+        assert main([*again, "constraints.start=2026-01-12", rest[1]]) == 0
     second = pl.read_parquet(work_folder / "two" / "next_contacts.parquet")
     assert len(first) and len(second)
     assert not set(first["customer_id"]) & set(second["customer_id"])

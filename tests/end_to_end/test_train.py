@@ -29,6 +29,8 @@ from constellation.training.checkpoints import Checkpoints
 from constellation.worlds.spenders import SpendersWorld
 from tests.end_to_end.console import inside, said_in
 
+pytestmark = pytest.mark.usefixtures("quick_databases")
+
 MARK = "zq7xvk"
 """Every customer id begins so."""
 WORLD = SpendersWorld(num_days=400, acquisition_days=150, rate_days=12.0)

@@ -16,6 +16,8 @@ from constellation.cli import main
 from constellation.journeys.splits import Splits
 from tests.end_to_end.console import SECONDS, console, console_environment, metrics_of, without_pictures
 
+pytestmark = pytest.mark.usefixtures("quick_databases")
+
 SPACE = (
     "search.parameters=[{name:optimizer.lr,low:0.0005,high:0.02,log:true},{name:readout.width,choices:[4,8]},"
     "{name:encoder,choices:[bag,gru]},{name:encoder.layers,low:1,high:2,where:{encoder:gru}}]"

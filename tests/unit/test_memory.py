@@ -58,20 +58,6 @@ def test_what_was_expected_is_not_given_back(monkeypatch):
     assert freed.after_step() and given == [2.41]
 
 
-def test_training_imports_neither_plots_nor_signal_processing() -> None:
-    """Torchmetrics would, on the way to Lightning; afterwards both are there for whoever asks."""
-    code = (
-        "import sys, constellation.training.fit as fit\n"
-        "assert 'torchmetrics' in sys.modules and 'lightning' in sys.modules\n"
-        "assert not {'scipy', 'matplotlib'} & set(sys.modules)\n"
-        "import scipy.signal, matplotlib\n"
-        "from importlib.metadata import version\n"
-        "print(version('scipy') == scipy.__version__, fit.L.__name__)\n"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert said.stdout.split() == ["True", "lightning"], said.stderr
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux, where glibc's allocator is")
 def test_large_blocks_are_kept_until_they_are_given_back() -> None:
     code = (

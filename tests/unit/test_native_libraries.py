@@ -35,6 +35,12 @@ def forgetful(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
         each.cache_clear()
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of where libraries lie and not of what they compute: compiled in half the time, and slower."""
+    monkeypatch.setattr(native, "FLAGS", tuple("-O0" if flag == "-O2" else flag for flag in native.FLAGS))
+
+
 def test_without_a_compiler_torch_s_kernels_give_the_same(forgetful: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(forgetful / "nowhere"))
     assert not is_possible() and library("layer", width=32, hidden=32, heads=2) is None
@@ -67,6 +73,7 @@ def test_a_compiler_that_fails_is_named_once(
 
 
 @compiled
+@pytest.mark.usefixtures("hasty")
 def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSTELLATION_KERNELS", str(tmp_path))
     first = native._built("softmax", {"width": 32})
@@ -77,6 +84,7 @@ def test_a_library_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @compiled
+@pytest.mark.usefixtures("hasty")
 def test_a_library_cut_short_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONSTELLATION_KERNELS", str(tmp_path))
     path = native._built("softmax", {"width": 32})
@@ -87,6 +95,7 @@ def test_a_library_cut_short_is_made_anew(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @compiled
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("name", [".", "with spaces, 'quotes' and %41", "-o"])
 def test_a_folder_may_be_relative_and_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

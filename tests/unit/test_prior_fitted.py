@@ -20,6 +20,7 @@ from constellation.metrics import LEVELS
 from constellation.prior.histories import histories
 from constellation.schema import EventSchema
 from constellation.worlds.prior.hyperparameters import PLAIN_FAMILIES
+from tests.end_to_end.console import without_pictures
 from tests.helpers import at, events_frame, make_store
 
 CUTOFF, HORIZONS = at(40), (10, 20)
@@ -208,7 +209,8 @@ def test_a_backtest_asks_it_about_horizons_that_no_label_can_teach(tmp_path: Pat
         "data=spenders", "data.source.arguments.num_customers=120", "origins=[2023-05-15]", "horizons_days=[182]",
         "num_resamples=5", "baseline=[prior_fitted,same_rate]", "encoder=null", "tracking=null", "output=bt",
     ]  # fmt: skip
-    assert main(["backtest", *words]) == 0
+    with without_pictures():
+        assert main(["backtest", *words]) == 0
     cells = pd.read_parquet(tmp_path / "bt" / "cells.parquet")
     ours = cells[cells["system"] == "prior_fitted"]
     assert len(ours) and (ours["status"] == "scored").all()

@@ -21,6 +21,8 @@ from constellation.tracking import NullTracking, Run, Tracking, resolve_run
 from constellation.tracking.records import flatten, without_passwords
 from constellation.tracking.settings import check_settings
 
+pytestmark = pytest.mark.usefixtures("quick_databases")
+
 CONFIG = {
     "encoder": {"width": 64, "layers": [1, 2]},
     "seeds": [0],
