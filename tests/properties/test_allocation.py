@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,21 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from constellation.allocation.exact import Program
 from constellation.allocation.feasibility import check_feasible
 from constellation.allocation.prices import bound, smoothed, worth_of_limits
 from constellation.allocation.problem import NOTHING, Prices, Problem
 from constellation.allocation.solve import Solution, solve
 from constellation.errors import InputError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def patience() -> Iterator[None]:
-    """The solver's seconds are those of a clock: on a busy machine it would stop before it has found what it can."""
-    search = Program.integer
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "integer", lambda self, seconds=10.0, **gap: search(self, 30 * seconds, **gap))
-        yield
 
 
 @st.composite
